@@ -1,8 +1,11 @@
 /* Copyright 2026 The mod_rdma authors
  * SPDX-License-Identifier: Apache-2.0
  *
- * rdma_body: one response body on its way by RDMA, seen from the server: one
- * id, from the reservation of what it needs to both last words.
+ * rdma_body: response bodies on their way by RDMA, seen from the server.
+ *
+ *   set    all ids of one connection and, for the read kind, the arena that
+ *          their parts come from; made and destroyed with the connection
+ *   body   one id, from the reservation of what it needs to both last words
  *
  * The caller (the output filter, on a worker) sees the same steps for both
  * kinds:
@@ -12,55 +15,77 @@
  *
  *   server-write  space is a block of the pool; commit posts RDMA WRITEs;
  *                 finish says WRITTEN(fin) and waits until it has been sent
- *   client-read   space lies in the connection's arena; finish makes it a
- *                 lease: from then on the progress thread owns the body, no
- *                 worker waits for the client
+ *   client-read   space lies in the arena; finish makes it a lease: from then
+ *                 on the progress thread owns the body, and no worker waits for
+ *                 the client
  *
- * States of an id, PROTOCOL.md: RESERVED -> ACTIVE -> SAID -> CLOSED.
+ * States of an id (PROTOCOL.md): RESERVED -> ACTIVE (first post) -> SAID (our
+ * last word) -> CLOSED (both last words); CLOSED is the end of the object.
  *
- * Threads: open to finish or abandon belong to one worker; the rest happens on
- * the progress thread under the connection's lock. After finish or abandon the
- * caller's pointer is dead.
+ * Threads: open to finish or abandon belong to one worker, which keeps the
+ * connection alive meanwhile (rdma_cache_acquire); the rest happens on the
+ * progress thread. After finish or abandon the worker's pointer is dead.
  */
 #ifndef RDMA_BODY_H
 #define RDMA_BODY_H
 
-#include "rdma_cache.h"
+#include "rdma_conn.h"
+#include "rdma_hdr.h"
+#include "rdma_mem.h"
 
 typedef struct rdma_body rdma_body;
+typedef struct rdma_body_set rdma_body_set;
 
-/* Reserve all that a body of total bytes needs, on this slot, which stays the
- * caller's (the body takes a reference of its own). Waits for the connect if
- * that is still under way. req is copied. RDMA_HDR_NOT_DECLINED with *out, or
- * why not (nothing has been posted): SMALL never; WINDOW: larger than the
- * client's window or than an arena may be; MEMORY; BUSY (also an id used
- * before); CONNECT; DEVICE. */
-rdma_hdr_declined rdma_body_open(rdma_cache_slot *slot,
+typedef struct rdma_body_conf {
+    rdma_mem *mem;       /* pays for the arena */
+    rdma_mem_pool *pool; /* write kind: the device's; NULL: no memory for it */
+    size_t arena_max;    /* bytes: read kind: the largest arena */
+    rdma_conn_time timeout;       /* progress, microseconds */
+    rdma_conn_time lease_timeout; /* without CONSUMED progress */
+    /* The progress thread is to call rdma_body_expire() at `when`, if it would
+     * not do so before. Any thread, connection locked. */
+    void (*remind)(void *baton, rdma_conn_time when);
+    void *baton;
+} rdma_body_conf;
+
+/* conf is copied. NULL: no memory. */
+rdma_body_set *rdma_body_set_create(rdma_conn *c, const rdma_body_conf *conf);
+/* What is left of the ids and the arena goes. Called from rdma_conn_destroy()'s
+ * gone(): the QP is no more, the protection domain still is. */
+void rdma_body_set_destroy(rdma_body_set *set);
+/* [connection locked] Ids that are not CLOSED. */
+unsigned rdma_body_set_live(const rdma_body_set *set);
+
+/* Reserve all that a body of total bytes (1 and up) needs. req is copied.
+ * RDMA_HDR_NOT_DECLINED with *out, or why not (nothing has been posted then):
+ * WINDOW: larger than the client's window, or than an arena may be; MEMORY;
+ * CONNECT: the connection is gone. */
+rdma_hdr_declined rdma_body_open(rdma_body_set *set,
                                  const rdma_hdr_request *req, uint64_t total,
                                  rdma_body **out);
 
 /* Where the next bytes of the body go: *room bytes (1 and up). May wait, at
  * most RdmaTimeout. NULL: the connection or a deadline failed: abandon. */
 char *rdma_body_space(rdma_body *b, size_t *room);
-/* n bytes of that space have been filled. 0, or -1: abandon. More bytes than
- * total are refused. */
+/* n bytes (up to room) of that space have been filled. 0, or -1: abandon. */
 int rdma_body_commit(rdma_body *b, size_t n);
 
 /* All total bytes have been committed. 0: *head says what the response field
  * must say, and the head must now be sent. -1: abandon. */
 int rdma_body_finish(rdma_body *b, rdma_hdr_response *head);
 
-/* Give up before finish has succeeded. ABORT if anything was posted. Returns 0
- * if nothing was (the answer is declined=why), else the conn that declined=
- * failed must name. */
-uint32_t rdma_body_abandon(rdma_body *b);
+/* Give up before finish has succeeded: ABORT if anything was posted. Returns 0
+ * if nothing was (the answer is declined=why), else the conn that
+ * declined=failed must name. */
+uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why);
 
-/* ---- for rdma_cache, on its progress thread ---------------------------- */
+/* ---- the progress thread ----------------------------------------------- */
 
-/* [connection locked] The handler's message() and closed(). */
-int rdma_body_message(rdma_conn *c, const rdma_hdr_msg *m);
-void rdma_body_closed(rdma_conn *c);
-/* [connection locked] See to leases. Returns the next deadline. */
-rdma_conn_time rdma_body_expire(rdma_conn *c, rdma_conn_time now);
+/* [connection locked] What the handler's message() and closed() do. */
+int rdma_body_message(rdma_body_set *set, const rdma_hdr_msg *m);
+void rdma_body_closed(rdma_body_set *set);
+/* [connection locked] See to leases: revoke one that has run out, close a
+ * connection that does not answer. Returns the next deadline. */
+rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now);
 
 #endif /* RDMA_BODY_H */

@@ -13,6 +13,9 @@
  * rdma_cache_release() and never runs a call that blocks on a peer without a
  * deadline.
  *
+ * The worker's way: acquire -> wait -> use_id -> rdma_body_open ... finish or
+ * abandon -> release.
+ *
  * Lock order: cache, then connection, then rdma_mem.
  */
 #ifndef RDMA_CACHE_H
@@ -20,6 +23,7 @@
 
 #include <apr_pools.h>
 
+#include "rdma_body.h"
 #include "rdma_conn.h"
 #include "rdma_hdr.h"
 #include "rdma_mem.h"
@@ -74,21 +78,12 @@ rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
 /* Wait until the slot is connected, RdmaConnectTimeout after the connect began
  * at most. RDMA_HDR_NOT_DECLINED with *out (valid until release), or why not:
  * CONNECT, DEVICE, MEMORY, BUSY. */
-rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_conn **out);
+rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out);
 
 /* Mark id as used at this endpoint. 1: the first time; 0: a second time (or too
  * far behind the newest to know): that request goes over TCP. */
 int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id);
 
 void rdma_cache_release(rdma_cache_slot *slot);
-
-/* For rdma_body. */
-rdma_cache *rdma_cache_of(rdma_cache_slot *slot);
-const rdma_cache_conf *rdma_cache_conf_of(rdma_cache_slot *slot);
-rdma_mem *rdma_cache_mem(rdma_cache_slot *slot);
-/* The pool of the slot's device; NULL: there was no memory for one. */
-rdma_mem_pool *rdma_cache_pool(rdma_cache_slot *slot);
-/* A deadline that the progress thread must see to. */
-void rdma_cache_remind(rdma_cache *cache, rdma_conn_time when);
 
 #endif /* RDMA_CACHE_H */
