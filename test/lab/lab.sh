@@ -1,0 +1,298 @@
+#!/bin/bash
+# shellcheck disable=SC2054 # QEMU's options contain commas
+# The lab: boots Debian's kernel, with RDMA drivers, on this machine's own
+# file system. See README in this folder.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+
+usage() {
+    cat <<END
+usage: lab.sh build
+       lab.sh run [OPTION...] -- COMMAND [ARGUMENT...]
+       lab.sh shell [OPTION...]
+
+build   gets the kernel and builds the drivers, where that is not done yet
+run     runs COMMAND in a guest, in /src, and ends with its exit status
+shell   the same with a prompt
+
+  --src DIR      what the guest sees at /src, read-only   (the repository)
+  --build DIR    what it sees at /build                   (SRC/build)
+  --out DIR      what it sees at /out; keeps console.log and dmesg.txt
+                 (a folder in BUILD, removed after success)
+  --env K=V      sets a variable; may be repeated
+  --mem SIZE     memory (4G)
+  --cpus N       processors (2)
+  --timeout N    seconds that COMMAND may take (1800)
+
+Exit status: COMMAND's; 124 when the kernel complained, 125 when the guest
+died, hung or did not start.
+END
+}
+
+die() {
+    echo "lab: $*" >&2
+    exit 125
+}
+
+# hash FILE...: a name for one state of a recipe.
+hash() {
+    (cd "$here" && cat -- "$@") | sha256sum | cut -c 1-12
+}
+
+# make_once PATH COMMAND...: runs COMMAND with a temporary path as its last
+# argument, which becomes PATH when it succeeded.
+make_once() {
+    local path=$1
+    shift
+    if [ ! -e "$path" ]; then
+        rm -rf "$path".new
+        "$@" "$path".new || die "$1 failed"
+        mv "$path".new "$path"
+    fi
+}
+
+# build: sets kernel, kerneldir and initrd, after making what is missing. Each
+# part is named after its recipe, so a change of one repeats that part only.
+build() {
+    local depends version dir siwdir started=$SECONDS
+    # The headers' package decides: the drivers are built against them.
+    depends=$(dpkg-query -W -f '${Depends}' linux-headers-amd64 2>/dev/null) ||
+        die "linux-headers-amd64 is missing; see packages.sh"
+    [[ $depends =~ ^linux-headers-([^ ]+)\ \(=\ ([^\)]+)\) ]] ||
+        die "cannot read the kernel's version from: $depends"
+    kernel=${BASH_REMATCH[1]}
+    version=${BASH_REMATCH[2]}
+    dir=${XDG_CACHE_HOME:-$HOME/.cache}/mod_rdma/lab/$kernel
+    kerneldir=$dir/kernel-$version-$(hash kernel.sh)
+    siwdir=$dir/siw-$version-$(hash kernel.sh siw.sh siw-tuned.patch)
+    initrd=$dir/initrd-$version-$(hash kernel.sh siw.sh siw-tuned.patch \
+        initrd.sh modules init guest.sh).gz
+    if [ -e "$kerneldir" ] && [ -e "$siwdir" ] && [ -e "$initrd" ]; then
+        return
+    fi
+    "$here/packages.sh" lab >&2 || die "packages are missing"
+    echo "lab: building for $kernel in $dir" >&2
+    mkdir -p "$dir"
+    # Two runs at once must not build the same thing twice.
+    exec 9>"$dir/lock"
+    flock 9
+    make_once "$kerneldir" sh "$here/kernel.sh" "$kernel" "$version"
+    make_once "$siwdir" sh "$here/siw.sh" "$kerneldir/siw" "$kernel"
+    make_once "$initrd" sh "$here/initrd.sh" "$kerneldir" "$kernel" "$siwdir"
+    exec 9>&-
+    echo "lab: built in $((SECONDS - started)) s" >&2
+}
+
+job=
+qemu=
+finish() {
+    if [ -n "$qemu" ]; then
+        kill -KILL "$qemu" 2>/dev/null || true
+    fi
+    if [ -n "$job" ]; then
+        rm -rf "$job"
+    fi
+}
+
+options() {
+    src=$(cd "$here/../.." && pwd)
+    build=
+    out=
+    mem=4G
+    cpus=2
+    timeout=1800
+    env=()
+    while [ $# -gt 0 ]; do
+        case $1 in
+        --src | --build | --out | --mem | --cpus | --timeout | --env)
+            [ $# -gt 1 ] || die "$1 wants a value"
+            if [ "$1" = --env ]; then
+                [[ $2 == [A-Za-z_]*=* ]] || die "--env wants K=V"
+                env+=("$2")
+            else
+                printf -v "${1#--}" %s "$2"
+            fi
+            shift 2
+            ;;
+        --)
+            shift
+            break
+            ;;
+        *)
+            usage >&2
+            exit 125
+            ;;
+        esac
+    done
+    command=("$@")
+    [[ $timeout =~ ^[0-9]+$ ]] || die "--timeout wants seconds"
+    build=${build:-$src/build}
+    mkdir -p "$build"
+    keep=yes
+    if [ -z "$out" ]; then
+        keep=no
+        out=$(mktemp -d "$build/lab.XXXXXX")
+    fi
+    mkdir -p "$out"
+    src=$(cd "$src" && pwd -P)
+    build=$(cd "$build" && pwd -P)
+    out=$(cd "$out" && pwd -P)
+    rm -f "$out/console.log" "$out/dmesg.txt"
+}
+
+# share TAG DIR [OPTION]: appends a shared folder to the array machine.
+share() {
+    machine+=(-virtfs
+        "local,path=${2//,/,,},mount_tag=$1,security_model=none,multidevs=remap${3:+,$3}")
+}
+
+# boot SECONDS: runs one guest to its end; 1 when it had to be killed.
+boot() {
+    local limit=$((SECONDS + $1)) accel=tcg,thread=multi image log
+    if [ -w /dev/kvm ]; then
+        accel=kvm
+    fi
+    image=$kerneldir/vmlinux
+    [ -e "$image" ] || image=$kerneldir/vmlinuz
+    log=$out/console.log
+    echo "lab: $kernel, ${accel%%,*}, $cpus CPUs, $mem" >&2
+
+    machine=(-name mod_rdma-lab -M q35 -accel "$accel" -cpu max
+        -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
+        -no-reboot -kernel "$image" -initrd "$initrd"
+        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on"
+        -serial "file:${log//,/,,}" -device virtio-serial-pci)
+    share host / readonly=on
+    share src "$src" readonly=on
+    share build "$build"
+    share out "$out"
+    share job "$job"
+    share modules "$kerneldir/lib/modules/$kernel" readonly=on
+
+    if [ -e "$job/shell" ]; then
+        machine+=(-chardev stdio,id=tty,signal=off
+            -device virtconsole,chardev=tty)
+    else
+        # Through cat, because QEMU opens these by name, which not everything
+        # that may be our standard output allows.
+        exec 5> >(exec cat) 6> >(exec cat >&2)
+        machine+=(-chardev file,id=stdout,path=/dev/fd/5
+            -device virtserialport,chardev=stdout,name=lab.stdout
+            -chardev file,id=stderr,path=/dev/fd/6
+            -device virtserialport,chardev=stderr,name=lab.stderr)
+    fi
+
+    # Should this script be killed outright, the guest goes with it.
+    exec 4<&0
+    setpriv --pdeathsig KILL qemu-system-x86_64 "${machine[@]}" <&4 4<&- &
+    qemu=$!
+    exec 4<&- 5>&- 6>&-
+    while kill -0 "$qemu" 2>/dev/null; do
+        if [ $SECONDS -ge $limit ]; then
+            kill -KILL "$qemu"
+            wait "$qemu" 2>/dev/null || true
+            qemu=
+            return 1
+        fi
+        sleep 0.1
+    done
+    wait "$qemu" || echo "lab: QEMU ended with status $?" >&2
+    qemu=
+    wait
+}
+
+tail_of_console() {
+    echo "lab: the console's last lines ($out/console.log):" >&2
+    tail -n 30 "$out/console.log" >&2 || true
+}
+
+# complaints: prints what the kernel complained about; 1 when it did not.
+complaints() {
+    local pattern='WARNING: |BUG: |Oops|Call Trace|general protection|Kernel panic|self-detected stall|Internal error'
+    if [ -s "$out/dmesg.txt" ]; then
+        grep -E -m 1 -A 30 "$pattern" "$out/dmesg.txt"
+    else
+        grep -E -m 1 -A 30 "$pattern" "$out/console.log"
+    fi
+}
+
+guest() {
+    local status=125
+    mkdir -p "${TMPDIR:-/tmp}"
+    job=$(mktemp -d)
+    echo "$timeout" >"$job/timeout"
+    if [ "$1" = shell ]; then
+        timeout=$((10 * 365 * 86400))
+        {
+            echo "term=$(printf %q "${TERM:-linux}")"
+            stty size 2>/dev/null | sed 's/\(.*\) \(.*\)/rows=\1 columns=\2/'
+        } >"$job/shell"
+    else
+        {
+            if [ ${#env[@]} -gt 0 ]; then
+                printf 'export'
+                printf ' %q' "${env[@]}"
+                echo
+            fi
+            printf 'exec'
+            printf ' %q' "${command[@]}"
+            echo
+        } >"$job/command"
+    fi
+
+    # Booting and ending may take a minute on a loaded machine.
+    if ! boot $((timeout + 120)); then
+        echo "lab: the guest did not end" >&2
+    fi
+
+    if [ -e "$job/timed-out" ]; then
+        echo "lab: timed out after $timeout s" >&2
+    elif [ -e "$job/status" ]; then
+        status=$(cat "$job/status")
+    else
+        echo "lab: the guest died" >&2
+        tail_of_console
+    fi
+    if complaints >"$job/complaints"; then
+        echo "lab: the kernel complained ($out/dmesg.txt):" >&2
+        cat "$job/complaints" >&2
+        status=124
+    fi
+    if [ $keep = no ]; then
+        if [ "$status" = 0 ]; then
+            rm -rf "$out"
+        else
+            echo "lab: kept $out" >&2
+        fi
+    fi
+    exit "$status"
+}
+
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+trap 'exit 129' HUP
+
+verb=${1:-}
+[ $# -eq 0 ] || shift
+case $verb in
+build)
+    build
+    ;;
+run)
+    options "$@"
+    [ ${#command[@]} -gt 0 ] || die "run wants a command"
+    build
+    guest run
+    ;;
+shell)
+    options "$@"
+    build
+    guest shell
+    ;;
+*)
+    usage >&2
+    exit 125
+    ;;
+esac
