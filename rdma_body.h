@@ -45,6 +45,8 @@ typedef struct rdma_body_conf {
     /* The progress thread is to call rdma_body_expire() at `when`, if it would
      * not do so before. Any thread, connection locked. */
     void (*remind)(void *baton, rdma_conn_time when);
+    /* As rdma_conn_handler's log. May be NULL. */
+    void (*log)(void *baton, int level, const char *line);
     void *baton;
 } rdma_body_conf;
 

@@ -32,9 +32,9 @@ typedef struct rdma_cache rdma_cache;
 typedef struct rdma_cache_slot rdma_cache_slot;
 
 typedef struct rdma_cache_conf {
-    size_t memory;                   /* bytes registered at most */
-    rdma_conn_time connect_timeout;  /* microseconds, all of them */
-    rdma_conn_time timeout;          /* progress */
+    size_t memory;                  /* bytes registered at most */
+    rdma_conn_time connect_timeout; /* microseconds, all of them */
+    rdma_conn_time timeout;         /* progress */
     rdma_conn_time lease_timeout;
     rdma_conn_time idle_timeout;
     unsigned max_connections;            /* per child */

@@ -41,9 +41,9 @@
 #include "rdma_hdr.h"
 #include "rdma_mem.h"
 
-#define RDMA_CONN_DEPTH   32 /* receives that we post: our credit */
-#define RDMA_CONN_DATA    64 /* WRITEs or READs in flight, at most */
-#define RDMA_CONN_READS   4  /* READs in flight: initiator depth */
+#define RDMA_CONN_DEPTH 32 /* receives that we post: our credit */
+#define RDMA_CONN_DATA  64 /* WRITEs or READs in flight, at most */
+#define RDMA_CONN_READS 4  /* READs in flight: initiator depth */
 
 typedef struct rdma_conn rdma_conn;
 

@@ -48,7 +48,7 @@ typedef struct rdma_mem_region {
 /* Map at least len bytes and register them in pd with these access flags.
  * 0; ENOMEM: the budget, the address space or RLIMIT_MEMLOCK forbids it; or
  * the errno of ibv_reg_mr. On failure *out is all zero and nothing is held. */
-int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, int access,
+int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
                  rdma_mem_region *out);
 /* Deregister, then unmap: in this order the pages can never be reused while a
  * device still knows them. The QPs that used it are destroyed before. A zero

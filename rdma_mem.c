@@ -1,0 +1,300 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include "rdma_mem.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---- budget ------------------------------------------------------------ */
+
+struct rdma_mem {
+    pthread_mutex_t lock;
+    size_t budget;
+    size_t used;
+    size_t peak;
+};
+
+rdma_mem *rdma_mem_create(size_t budget)
+{
+    rdma_mem *mem = calloc(1, sizeof(*mem));
+
+    if (!mem) {
+        return NULL;
+    }
+    pthread_mutex_init(&mem->lock, NULL);
+    mem->budget = budget;
+    return mem;
+}
+
+void rdma_mem_destroy(rdma_mem *mem)
+{
+    if (mem) {
+        pthread_mutex_destroy(&mem->lock);
+        free(mem);
+    }
+}
+
+void rdma_mem_usage_get(rdma_mem *mem, rdma_mem_usage *out)
+{
+    pthread_mutex_lock(&mem->lock);
+    out->budget = mem->budget;
+    out->used = mem->used;
+    out->peak = mem->peak;
+    pthread_mutex_unlock(&mem->lock);
+}
+
+static int spend(rdma_mem *mem, size_t len)
+{
+    int rc = ENOMEM;
+
+    pthread_mutex_lock(&mem->lock);
+    if (len <= mem->budget - mem->used) {
+        mem->used += len;
+        if (mem->used > mem->peak) {
+            mem->peak = mem->used;
+        }
+        rc = 0;
+    }
+    pthread_mutex_unlock(&mem->lock);
+    return rc;
+}
+
+static void refund(rdma_mem *mem, size_t len)
+{
+    pthread_mutex_lock(&mem->lock);
+    mem->used -= len;
+    pthread_mutex_unlock(&mem->lock);
+}
+
+/* ---- region ------------------------------------------------------------ */
+
+/* 0: it would wrap. */
+static size_t whole_pages(size_t len)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+    return len > SIZE_MAX - page ? 0 : (len + page - 1) / page * page;
+}
+
+int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
+                 rdma_mem_region *out)
+{
+    int rc;
+    void *base;
+
+    memset(out, 0, sizeof(*out));
+    len = whole_pages(len);
+    if (!len || spend(mem, len)) {
+        return ENOMEM;
+    }
+    base = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                -1, 0);
+    if (base == MAP_FAILED) {
+        refund(mem, len);
+        return ENOMEM;
+    }
+    errno = 0;
+    out->mr = ibv_reg_mr(pd, base, len, access);
+    if (!out->mr) {
+        rc = errno ? errno : EIO;
+        munmap(base, len);
+        refund(mem, len);
+        return rc;
+    }
+    out->base = base;
+    out->len = len;
+    return 0;
+}
+
+void rdma_mem_unmap(rdma_mem *mem, rdma_mem_region *r)
+{
+    if (!r->base) {
+        return;
+    }
+    /* If the device keeps the MR (it may while it is being removed), the pages
+     * stay where they are: leaked memory is better than reused memory. */
+    if (ibv_dereg_mr(r->mr) == 0) {
+        munmap(r->base, r->len);
+        refund(mem, r->len);
+    }
+    memset(r, 0, sizeof(*r));
+}
+
+/* ---- pool -------------------------------------------------------------- */
+
+struct rdma_mem_pool {
+    pthread_mutex_t lock;
+    rdma_mem *mem;
+    rdma_mem_region region;
+    unsigned free;  /* blocks in stack */
+    char *stack[1]; /* as many as there are blocks */
+};
+
+int rdma_mem_pool_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
+                         rdma_mem_pool **out)
+{
+    size_t blocks = bytes / RDMA_MEM_BLOCK ? bytes / RDMA_MEM_BLOCK : 1;
+    rdma_mem_region region;
+    rdma_mem_pool *pool;
+    size_t i;
+    int rc;
+
+    *out = NULL;
+    while ((rc = rdma_mem_map(mem, pd, blocks * RDMA_MEM_BLOCK,
+                              IBV_ACCESS_LOCAL_WRITE, &region)) == ENOMEM &&
+           blocks > 1) {
+        blocks /= 2;
+    }
+    if (rc) {
+        return rc;
+    }
+    pool = calloc(1, sizeof(*pool) + blocks * sizeof(pool->stack[0]));
+    if (!pool) {
+        rdma_mem_unmap(mem, &region);
+        return ENOMEM;
+    }
+    pthread_mutex_init(&pool->lock, NULL);
+    pool->mem = mem;
+    pool->region = region;
+    for (i = blocks; i > 0; i--) { /* the lowest address is taken first */
+        pool->stack[pool->free++] = region.base + (i - 1) * RDMA_MEM_BLOCK;
+    }
+    *out = pool;
+    return 0;
+}
+
+void rdma_mem_pool_destroy(rdma_mem_pool *pool)
+{
+    if (pool) {
+        rdma_mem_unmap(pool->mem, &pool->region);
+        pthread_mutex_destroy(&pool->lock);
+        free(pool);
+    }
+}
+
+int rdma_mem_pool_take(rdma_mem_pool *pool, unsigned n, char *blocks[])
+{
+    int rc = ENOMEM;
+
+    pthread_mutex_lock(&pool->lock);
+    if (pool->free >= n) {
+        rc = 0;
+        while (n > 0) {
+            blocks[--n] = pool->stack[--pool->free];
+        }
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return rc;
+}
+
+void rdma_mem_pool_give(rdma_mem_pool *pool, char *block)
+{
+    pthread_mutex_lock(&pool->lock);
+    pool->stack[pool->free++] = block;
+    pthread_mutex_unlock(&pool->lock);
+}
+
+uint32_t rdma_mem_pool_lkey(const rdma_mem_pool *pool)
+{
+    return pool->region.mr->lkey;
+}
+
+size_t rdma_mem_pool_bytes(const rdma_mem_pool *pool)
+{
+    return pool->region.len;
+}
+
+/* ---- arena ------------------------------------------------------------- */
+
+struct rdma_mem_arena {
+    rdma_mem *mem;
+    rdma_mem_region region;
+    rdma_mem_part *parts; /* live, in order of address */
+};
+
+int rdma_mem_arena_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
+                          rdma_mem_arena **out)
+{
+    rdma_mem_arena *arena = calloc(1, sizeof(*arena));
+    int rc;
+
+    *out = NULL;
+    if (!arena) {
+        return ENOMEM;
+    }
+    rc = rdma_mem_map(mem, pd, bytes, IBV_ACCESS_REMOTE_READ, &arena->region);
+    if (rc) {
+        free(arena);
+        return rc;
+    }
+    arena->mem = mem;
+    *out = arena;
+    return 0;
+}
+
+void rdma_mem_arena_destroy(rdma_mem_arena *arena)
+{
+    if (arena) {
+        rdma_mem_unmap(arena->mem, &arena->region);
+        free(arena);
+    }
+}
+
+size_t rdma_mem_arena_bytes(const rdma_mem_arena *arena)
+{
+    return arena->region.len;
+}
+
+uint32_t rdma_mem_arena_rkey(const rdma_mem_arena *arena)
+{
+    return arena->region.mr->rkey;
+}
+
+int rdma_mem_arena_idle(const rdma_mem_arena *arena)
+{
+    return arena->parts == NULL;
+}
+
+int rdma_mem_part_take(rdma_mem_arena *arena, size_t len, rdma_mem_part *part)
+{
+    char *at = arena->region.base;
+    char *end = at + arena->region.len;
+    rdma_mem_part **link = &arena->parts;
+    size_t span = whole_pages(len);
+
+    if (!len || !span) {
+        return ENOMEM;
+    }
+    while (*link && (size_t)((*link)->base - at) < span) {
+        at = (*link)->base + (*link)->span;
+        link = &(*link)->next;
+    }
+    if (!*link && (size_t)(end - at) < span) {
+        return ENOMEM;
+    }
+    part->next = *link;
+    part->base = at;
+    part->len = len;
+    part->span = span;
+    *link = part;
+    memset(at + len, 0, span - len);
+    return 0;
+}
+
+void rdma_mem_part_give(rdma_mem_arena *arena, rdma_mem_part *part)
+{
+    rdma_mem_part **link = &arena->parts;
+
+    while (*link && *link != part) {
+        link = &(*link)->next;
+    }
+    if (*link) {
+        *link = part->next;
+    }
+    memset(part, 0, sizeof(*part));
+}
