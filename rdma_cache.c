@@ -395,25 +395,26 @@ static void connect_slot(rdma_cache_slot *slot)
     memcpy(to.token, slot->ep->key.token, sizeof(to.token));
     rdma_conn_connect(&conf, &to, cache->events, &c, &why);
 
-    pthread_mutex_lock(&cache->lock);
-    if (c && !slot->set) { /* connected, but no memory for its bodies */
-        pthread_mutex_unlock(&cache->lock);
+    if (c && !slot->set) { /* no memory for its bodies */
         rdma_conn_lock(c);
         rdma_conn_close(c, RDMA_CONN_CAUSE_RESOURCES);
         rdma_conn_unlock(c);
-        pthread_mutex_lock(&cache->lock);
     }
-    if (c) {
-        slot->conn = c; /* if it is closed already, the next scan sees it */
+    pthread_mutex_lock(&cache->lock);
+    slot->conn = c;
+    if (!c) {
+        connect_failed(slot, &why);
+    }
+    else if (!slot->set) {
+        bury(slot, RDMA_HDR_MEMORY);
+    }
+    else { /* if it has been closed already, the next scan sees it */
         slot->state = READY;
         slot->used = rdma_conn_now();
         slot->ep->backoff[slot->kind - 1u] = 0;
         pthread_cond_broadcast(&cache->changed);
-        remind(cache, slot->used + cache->conf.idle_timeout);
-        remind(cache, cache->stopping || !slot->set ? 0 : RDMA_CONN_NEVER);
-    }
-    else {
-        connect_failed(slot, &why);
+        remind(cache, cache->stopping ? 0
+                                      : slot->used + cache->conf.idle_timeout);
     }
     /* The client's next one may have waited for this one. */
     pthread_cond_broadcast(&cache->queued);
@@ -1016,10 +1017,7 @@ rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out)
         why = RDMA_HDR_CONNECT;
     }
     pthread_mutex_unlock(&cache->lock);
-    if (why == RDMA_HDR_NOT_DECLINED && !slot->set) {
-        why = RDMA_HDR_MEMORY;
-    }
-    else if (why == RDMA_HDR_NOT_DECLINED && !answers(slot)) {
+    if (why == RDMA_HDR_NOT_DECLINED && !answers(slot)) {
         why = RDMA_HDR_CONNECT;
     }
     if (why == RDMA_HDR_NOT_DECLINED) {

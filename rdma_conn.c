@@ -502,6 +502,7 @@ static int dispatch(rdma_conn *c, const rdma_hdr_msg *m)
         }
         return 0;
     case RDMA_HDR_PONG:
+        rdma_conn_wake(c); /* somebody may have asked */
         return 0;
     default:
         return c->handler->message(c->baton, c, m);
