@@ -8,8 +8,8 @@
  *   - the 32-byte messages
  *
  * docs/PROTOCOL.md is the normative text. This file is pure: no I/O, no
- * allocation, no logging, no global state, nothing but the C library's
- * <stdint.h>, <stddef.h> and <string.h>. Every function may be called by any
+ * allocation, no logging, no global state, nothing but rdma_sfv (which is the
+ * same), <string.h> and inet_pton. Every function may be called by any
  * thread. Input is never trusted: a parser takes a pointer and a length, reads
  * not one byte beyond, and leaves *out untouched unless it returns RDMA_HDR_OK.
  */
@@ -24,6 +24,7 @@
 #define RDMA_HDR_TOKEN_LEN   16
 #define RDMA_HDR_ADDR_MAX    46 /* longest canonical literal, with its NUL */
 #define RDMA_HDR_FIELD_MAX   4096 /* a longer field value is malformed */
+#define RDMA_HDR_FORMAT_MAX  256 /* room for any field value that we write */
 #define RDMA_HDR_PORT_MIN    1024
 #define RDMA_HDR_PORT_MAX    65535
 #define RDMA_HDR_ID_MAX      0x7fffffffu
@@ -87,8 +88,10 @@ typedef struct rdma_hdr_request {
 rdma_hdr_status rdma_hdr_parse_request(const char *field, size_t n,
                                        rdma_hdr_request *out);
 
-/* Write the field value, NUL-terminated, into buf of size bytes. RDMA_HDR_OK,
- * RDMA_HDR_NOSPACE, or RDMA_HDR_MALFORMED when *req could not be parsed back. */
+/* Write the field value, NUL-terminated, into buf of size bytes. RDMA_HDR_OK;
+ * RDMA_HDR_NOSPACE, and buf is an empty string; or RDMA_HDR_MALFORMED when *req
+ * could not be parsed back, and buf is untouched. What the request does not
+ * offer (addr with family 0, the window without WRITE) is not looked at. */
 rdma_hdr_status rdma_hdr_format_request(const rdma_hdr_request *req, char *buf,
                                         size_t size);
 
@@ -99,19 +102,22 @@ int rdma_hdr_offers(const rdma_hdr_request *req, rdma_hdr_kind kind);
 
 typedef struct rdma_hdr_response {
     uint32_t id;                  /* 0: absent (declined=malformed, version) */
-    uint32_t conn;                /* 0: absent: nothing was or will be posted */
+    uint32_t conn;                /* 0: absent; see below */
     rdma_hdr_declined declined;   /* NOT_DECLINED: by RDMA, see kind */
     rdma_hdr_kind kind;           /* NONE when declined */
     int has_total;
     uint64_t total;               /* bytes of the whole content, if has_total */
     uint32_t stag;                /* READ: the part named in the head */
     uint64_t to;
-    uint64_t len;                 /* READ: bytes, 0 .. UINT32_MAX */
+    uint64_t len;                 /* READ: bytes, 1 .. UINT32_MAX */
     int fin;                      /* READ: this part is the whole body */
 } rdma_hdr_response;
 
 /* As the request functions. A field that is no form of PROTOCOL.md's table is
- * RDMA_HDR_MALFORMED. */
+ * RDMA_HDR_MALFORMED, in both directions: conn is there with write, read and
+ * RDMA_HDR_FAILED, and with nothing else (0: nothing was or will be posted); id
+ * is there always, but with DECLINED_MALFORMED and DECLINED_VERSION; total is at
+ * least len, and equal to it with fin. */
 rdma_hdr_status rdma_hdr_parse_response(const char *field, size_t n,
                                         rdma_hdr_response *out);
 rdma_hdr_status rdma_hdr_format_response(const rdma_hdr_response *resp,
@@ -159,6 +165,8 @@ rdma_hdr_reject rdma_hdr_get_connect(const void *data, size_t n,
                                      rdma_hdr_connect *out);
 void rdma_hdr_put_accept(const rdma_hdr_accept *in,
                          uint8_t out[RDMA_HDR_ACCEPT_LEN]);
+/* The same; conn 0 is MALFORMED. That the kind is the one that was asked for is
+ * the caller's to check. */
 rdma_hdr_reject rdma_hdr_get_accept(const void *data, size_t n,
                                     rdma_hdr_accept *out);
 void rdma_hdr_put_reject(rdma_hdr_reject why, uint8_t out[RDMA_HDR_REJECT_LEN]);
@@ -209,13 +217,15 @@ typedef struct rdma_hdr_msg {
     uint64_t to;      /* OFFER */
 } rdma_hdr_msg;
 
+/* Fields that the type does not use are sent as 0, whatever *in has there. */
 void rdma_hdr_put_msg(const rdma_hdr_msg *in, uint8_t out[RDMA_HDR_MSG_LEN]);
 
 /* n is the completion's byte count. RDMA_HDR_OK, or RDMA_HDR_MALFORMED: a
  * length other than RDMA_HDR_MSG_LEN, an unknown type, an id outside 1 ..
- * RDMA_HDR_ID_MAX in a message that carries one, an OFFER whose to + len wraps
- * or whose len is 0 without fin. Fields that the type does not use are set to
- * 0, whatever came. */
+ * RDMA_HDR_ID_MAX in a message that carries one, an OFFER whose to + len wraps,
+ * whose len is greater than its bytes, or is 0 without fin. Fields that the type
+ * does not use (an OFFER's stag and to when its len is 0), and unknown flags,
+ * are set to 0, whatever came. */
 rdma_hdr_status rdma_hdr_get_msg(const void *data, size_t n, rdma_hdr_msg *out);
 
 /* "HELLO", "WRITTEN", ...; "?" for no such type. */
