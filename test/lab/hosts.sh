@@ -1,0 +1,151 @@
+#!/bin/sh
+# Makes two hosts out of one guest; runs inside it, as root.
+#
+#   hosts.sh up stock|tuned|rxe|none [MTU]     (default MTU 9000)
+#   hosts.sh down
+#
+# stock, tuned   Soft-iWARP, as Debian ships its source or with
+#                siw-tuned.patch; the client is network namespace `client`
+# rxe            soft RoCE; both ends in one namespace, because on this kernel
+#                it does not cross them. The client has to bind its sockets
+#                to its own address, or it would come from the server's.
+# none           the network of stock, and no RDMA device
+#
+# `up` first does `down`. It leaves what scripts need to know in /run/lab.env.
+set -eu
+
+env=/run/lab.env
+
+down() {
+    rm -f $env
+    for device in siw_s siw_c rxe_s rxe_c; do
+        if [ -e "/sys/class/infiniband/$device" ]; then
+            # Waits until every process has closed the device.
+            rdma link del "$device"
+        fi
+    done
+    # Before the namespace, whose end would take this one along, but not at
+    # once.
+    if [ -e /sys/class/net/lab_s ]; then
+        ip link del lab_s
+    fi
+    if [ -e /run/netns/client ]; then
+        ip netns del client
+    fi
+    if [ -e /sys/module/siw ]; then
+        rmmod siw
+    fi
+}
+
+# active DEVICE: waits up to 10 seconds until its port can be used.
+active() {
+    tries=0
+    until grep -q ACTIVE /sys/class/infiniband/"$1"/ports/1/state; do
+        tries=$((tries + 1))
+        if [ $tries -gt 100 ]; then
+            echo "hosts.sh: $1 does not become active" >&2
+            exit 1
+        fi
+        sleep 0.1
+    done
+}
+
+up() {
+    driver=$1
+    mtu=$2
+    client='ip netns exec client'
+    inside='-n client'
+    case $driver in
+    stock | tuned)
+        insmod /run/lab/siw-"$driver".ko
+        kind=siw
+        ;;
+    rxe)
+        kind=rxe
+        client=
+        inside=
+        ;;
+    none)
+        kind=
+        ;;
+    esac
+
+    ip link add lab_s mtu "$mtu" type veth peer name lab_c mtu "$mtu"
+    if [ -z "$inside" ]; then
+        # Else each end drops what the other sends, for its source is local.
+        for end in lab_s lab_c; do
+            echo 1 >"/proc/sys/net/ipv4/conf/$end/accept_local"
+            echo 0 >"/proc/sys/net/ipv4/conf/$end/rp_filter"
+        done
+    else
+        ip netns add client
+        ip link set lab_c netns client
+        ip -n client link set lo up
+    fi
+    # Before the links are up: no duplicate address detection, usable at once.
+    ip -batch - <<END
+address add 10.77.0.1/24 dev lab_s
+address add fd77::1/64 dev lab_s nodad
+link set lab_s up
+END
+    # shellcheck disable=SC2086 # none or two words
+    ip $inside -batch - <<END
+address add 10.77.0.2/24 dev lab_c
+address add 10.77.0.3/24 dev lab_c
+address add 10.77.0.4/24 dev lab_c
+address add fd77::2/64 dev lab_c nodad
+address add fd77::3/64 dev lab_c nodad preferred_lft 0
+address add fd77::4/64 dev lab_c nodad preferred_lft 0
+link set lab_c up
+END
+
+    if [ -n "$kind" ]; then
+        rdma link add "${kind}_s" type "$kind" netdev lab_s
+        $client rdma link add "${kind}_c" type "$kind" netdev lab_c
+        active "${kind}_s"
+        active "${kind}_c"
+    fi
+
+    cat >$env.new <<END
+LAB_DRIVER=$driver
+LAB_MTU=$mtu
+SERVER4=10.77.0.1
+SERVER6=fd77::1
+CLIENT4=10.77.0.2
+CLIENT6=fd77::2
+CLIENTS4='10.77.0.2 10.77.0.3 10.77.0.4'
+CLIENTS6='fd77::2 fd77::3 fd77::4'
+CLIENT_EXEC='$client'
+SERVER_IF=lab_s
+CLIENT_IF=lab_c
+SERVER_DEV=${kind:+${kind}_s}
+CLIENT_DEV=${kind:+${kind}_c}
+END
+    mv $env.new $env
+}
+
+usage() {
+    echo "usage: hosts.sh up stock|tuned|rxe|none [MTU] | hosts.sh down" >&2
+    exit 2
+}
+
+if [ ! -d /run/lab ]; then
+    echo "hosts.sh: this is not the lab; see lab.sh" >&2
+    exit 1
+fi
+case ${1:-} in
+up)
+    case ${2:-} in
+    stock | tuned | rxe | none) ;;
+    *) usage ;;
+    esac
+    down
+    up "$2" "${3:-9000}"
+    ;;
+down)
+    down
+    ;;
+*)
+    usage
+    ;;
+esac
