@@ -114,6 +114,9 @@ typedef struct rdma_conn_conf {
     struct ibv_comp_channel *(*channel)(void *baton,
                                         struct ibv_context *device);
     int own_send_channel; /* 1: rdma_conn_wait(); 0: shares channel() */
+    unsigned reads;       /* client, read kind: READs in flight, 1 and up; what
+                           * the connect request allows, RDMA_CONN_READS at most
+                           */
     const rdma_conn_handler *handler;
     void *baton;
 } rdma_conn_conf;

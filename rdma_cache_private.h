@@ -1,0 +1,147 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * The inside of a child's cache, for the files that share it: rdma_cache.c (what
+ * workers call, limits, start and stop), rdma_progress.c (the threads) and
+ * rdma_device.c (what is kept per device). Nobody else includes this.
+ */
+#ifndef RDMA_CACHE_PRIVATE_H
+#define RDMA_CACHE_PRIVATE_H
+
+#include <pthread.h>
+#include <signal.h>
+
+#include <apr_hash.h>
+
+#include "rdma_cache.h"
+
+#define RDMA_CACHE_CONNECTORS  4
+#define RDMA_CACHE_DEVICES     16
+#define RDMA_CACHE_IDS         1024  /* behind the newest that are remembered */
+#define RDMA_CACHE_KICK        50000 /* us: until a cancelled connect returned */
+#define RDMA_CACHE_KICK_SIGNAL (SIGRTMIN + 4)
+
+enum { LEVEL_ERR = 3, LEVEL_WARNING = 4, LEVEL_INFO = 6, LEVEL_DEBUG = 7 };
+
+/* Ids of our lines in the error log; docs/MESSAGES.md explains them. */
+enum {
+    MSG_CONNECTION = 50,     /* RDMA0050 a line about one connection */
+    MSG_BODY = 51,           /* RDMA0051 a line about one body */
+    MSG_CONNECT_FAILED = 52, /* RDMA0052 */
+    MSG_NO_RESOURCES = 53,   /* RDMA0053 */
+    MSG_POOL_SMALL = 54,     /* RDMA0054 */
+    MSG_THREADS = 55,        /* RDMA0055 */
+    MSG_STUCK = 56           /* RDMA0056 */
+};
+
+typedef struct endpoint_key {
+    uint8_t addr[16];
+    uint32_t scope;
+    uint16_t port;
+    uint16_t family;
+    uint8_t token[RDMA_HDR_TOKEN_LEN];
+} endpoint_key;
+
+typedef struct endpoint {
+    struct endpoint *next; /* the cache's list */
+    endpoint_key key;
+    rdma_cache_slot *current[2]; /* by kind - 1; NULL: not connected */
+    rdma_conn_time retry_at[2];
+    rdma_conn_time backoff[2];
+    rdma_conn_time used;
+    unsigned slots; /* that point to us, current or not */
+    uint32_t newest;
+    uint8_t ids[RDMA_CACHE_IDS / 8];
+} endpoint;
+
+typedef enum slot_state { QUEUED, CONNECTING, READY, DEAD } slot_state;
+
+/* One attempt to connect, and the connection that came of it. */
+struct rdma_cache_slot {
+    struct rdma_cache_slot *next; /* the cache's list */
+    rdma_cache *cache;
+    endpoint *ep;
+    rdma_hdr_kind kind;
+    struct sockaddr_storage local;
+    struct sockaddr_storage remote;
+
+    /* under the cache's lock */
+    slot_state state;
+    unsigned refs;           /* workers that hold it */
+    rdma_conn_time deadline; /* of the connect */
+    rdma_conn_time used;
+    rdma_hdr_declined failure; /* DEAD before it was READY */
+    pthread_t connector;
+
+    int cancel; /* atomic: the connect is given up */
+    rdma_conn *conn;
+    rdma_body_set *set; /* made in opened(), under the connection's lock */
+};
+
+typedef struct device {
+    struct ibv_context *context;
+    struct ibv_pd *pd; /* write kind: no remote rights in it */
+    rdma_mem_pool *pool;
+    struct ibv_comp_channel *channel;
+} device;
+
+struct rdma_cache {
+    rdma_cache_conf conf;
+    apr_hash_t *endpoints; /* endpoint_key -> endpoint */
+    rdma_mem *mem;
+    struct rdma_event_channel *events;
+    int wake_fd;
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed; /* a slot's state; monotonic clock */
+    pthread_cond_t queued;  /* work for connectors */
+    endpoint *all_endpoints;
+    rdma_cache_slot *slots;
+    int started;
+    int refused;  /* threads could not be started: nothing by RDMA */
+    int stopping; /* 1 graceful, 2 now */
+    int quit;
+    pthread_t progress;
+    pthread_t connectors[RDMA_CACHE_CONNECTORS];
+    unsigned nconnectors;
+
+    rdma_conn_time next_scan; /* atomic */
+
+    pthread_mutex_t device_lock; /* a leaf */
+    device devices[RDMA_CACHE_DEVICES];
+    unsigned ndevices;
+};
+
+/* One line for the log. */
+void rdma_cache_say(const rdma_cache *cache, int level, int id, const char *fmt,
+                    ...) __attribute__((format(printf, 4, 5)));
+
+/* The progress thread is to scan at `when` at the latest. Any lock may be
+ * held. */
+void rdma_cache_remind(rdma_cache *cache, rdma_conn_time when);
+void rdma_cache_wake(rdma_cache *cache);
+
+/* 1: the same client address. */
+int rdma_cache_same_client(const endpoint *a, const endpoint *b);
+
+/* [cache locked] A slot that will never be, or no longer is, of use. */
+void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why);
+
+/* ---- rdma_device.c ----------------------------------------------------- */
+
+/* The entry of a device, made when first seen; NULL: no resources. */
+device *rdma_device_get(rdma_cache *cache, struct ibv_context *context);
+/* Of rdma_conn_conf; the baton is a slot. */
+struct ibv_comp_channel *rdma_device_channel(void *baton,
+                                             struct ibv_context *context);
+struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context);
+void rdma_device_free_all(rdma_cache *cache);
+
+/* ---- rdma_progress.c --------------------------------------------------- */
+
+/* [cache locked] 0, or -1: this child serves over TCP (it has been said). */
+int rdma_progress_start(rdma_cache *cache);
+/* cache->quit is set. Waits for all threads. */
+void rdma_progress_join(rdma_cache *cache);
+
+#endif /* RDMA_CACHE_PRIVATE_H */

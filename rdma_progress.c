@@ -1,0 +1,505 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * The threads of a child: connectors, which may block in the kernel, and the
+ * progress thread, which never does.
+ */
+#include "rdma_cache_private.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BACKOFF_FIRST 10000000 /* microseconds */
+#define BACKOFF_MOST  300000000
+
+/* ---- what connections tell us (their lock is held) --------------------- */
+
+static void body_remind(void *baton, rdma_conn_time when)
+{
+    rdma_cache_remind(baton, when);
+}
+
+static void body_log(void *baton, int level, const char *line)
+{
+    const rdma_cache *cache = baton;
+
+    cache->conf.log(cache->conf.baton, level, MSG_BODY, line);
+}
+
+static void conn_opened(void *baton, rdma_conn *c)
+{
+    rdma_cache_slot *slot = baton;
+    rdma_cache *cache = slot->cache;
+    rdma_body_conf conf = {.mem = cache->mem,
+                           .arena_max = cache->conf.memory / 4,
+                           .timeout = cache->conf.timeout,
+                           .lease_timeout = cache->conf.lease_timeout,
+                           .remind = body_remind,
+                           .log = body_log,
+                           .baton = cache};
+
+    if (slot->kind == RDMA_HDR_WRITE) {
+        conf.pool = rdma_device_get(cache, rdma_conn_id(c)->verbs)->pool;
+    }
+    slot->set = rdma_body_set_create(c, &conf);
+}
+
+static int conn_message(void *baton, rdma_conn *c, const rdma_hdr_msg *m)
+{
+    rdma_cache_slot *slot = baton;
+
+    (void)c;
+    return slot->set ? rdma_body_message(slot->set, m) : 0;
+}
+
+static void conn_closed(void *baton, rdma_conn *c)
+{
+    rdma_cache_slot *slot = baton;
+
+    (void)c;
+    if (slot->set) {
+        rdma_body_closed(slot->set);
+    }
+    rdma_cache_remind(slot->cache, 0); /* to take it out and apart */
+}
+
+static void conn_log(void *baton, rdma_conn *c, int level, const char *line)
+{
+    const rdma_cache_slot *slot = baton;
+
+    (void)c;
+    slot->cache->conf.log(slot->cache->conf.baton, level, MSG_CONNECTION, line);
+}
+
+static const rdma_conn_handler handler = {.message = conn_message,
+                                          .opened = conn_opened,
+                                          .closed = conn_closed,
+                                          .log = conn_log};
+
+/* ---- connector threads ------------------------------------------------- */
+
+static rdma_hdr_declined declined_for(const rdma_conn_failure *why)
+{
+    switch (why->cause) {
+    case RDMA_CONN_CAUSE_DEVICE:
+        return RDMA_HDR_DEVICE;
+    case RDMA_CONN_CAUSE_RESOURCES:
+        return RDMA_HDR_MEMORY;
+    case RDMA_CONN_CAUSE_CANCELLED:
+        return RDMA_HDR_BUSY;
+    default:
+        return RDMA_HDR_CONNECT;
+    }
+}
+
+/* [cache locked] */
+static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
+{
+    rdma_cache *cache = slot->cache;
+    endpoint *ep = slot->ep;
+    unsigned k = slot->kind - 1u;
+    int ours = why->cause == RDMA_CONN_CAUSE_RESOURCES;
+
+    if (!ours && why->cause != RDMA_CONN_CAUSE_CANCELLED) {
+        ep->backoff[k] =
+            ep->backoff[k] == 0 ? BACKOFF_FIRST : ep->backoff[k] * 2;
+        if (ep->backoff[k] > BACKOFF_MOST) {
+            ep->backoff[k] = BACKOFF_MOST;
+        }
+        ep->retry_at[k] = rdma_conn_now() + ep->backoff[k];
+    }
+    rdma_cache_say(cache, ours ? LEVEL_ERR : LEVEL_INFO,
+                   ours ? MSG_NO_RESOURCES : MSG_CONNECT_FAILED,
+                   "connect back to port %u (%s) failed at %s: %s%s%s%s%s",
+                   ntohs(ep->key.port), rdma_hdr_kind_name(slot->kind),
+                   why->step, rdma_conn_cause_name(why->cause),
+                   why->error ? ": " : "",
+                   why->error ? strerror(why->error) : "",
+                   why->cause == RDMA_CONN_CAUSE_REJECTED ? ": " : "",
+                   why->cause == RDMA_CONN_CAUSE_REJECTED
+                       ? rdma_hdr_reject_name(why->reject)
+                       : "");
+    rdma_cache_bury(slot, declined_for(why));
+}
+
+static void connect_slot(rdma_cache_slot *slot)
+{
+    rdma_cache *cache = slot->cache;
+    rdma_conn_conf conf = {
+        .kind = slot->kind,
+        .mem = cache->mem,
+        .domain = slot->kind == RDMA_HDR_WRITE ? rdma_device_domain : NULL,
+        .channel = rdma_device_channel,
+        .own_send_channel = 1,
+        .handler = &handler,
+        .baton = slot};
+    rdma_conn_target to = {.local = slot->local,
+                           .remote = slot->remote,
+                           .deadline = slot->deadline,
+                           .cancel = &slot->cancel};
+    rdma_conn_failure why;
+    rdma_conn *c;
+
+    memcpy(to.token, slot->ep->key.token, sizeof(to.token));
+    rdma_conn_connect(&conf, &to, cache->events, &c, &why);
+
+    if (c && !slot->set) { /* no memory for its bodies */
+        rdma_conn_lock(c);
+        rdma_conn_close(c, RDMA_CONN_CAUSE_RESOURCES);
+        rdma_conn_unlock(c);
+    }
+    pthread_mutex_lock(&cache->lock);
+    slot->conn = c;
+    if (!c) {
+        connect_failed(slot, &why);
+    }
+    else if (!slot->set) {
+        rdma_cache_bury(slot, RDMA_HDR_MEMORY);
+    }
+    else { /* if it has been closed already, the next scan sees it */
+        slot->state = READY;
+        slot->used = rdma_conn_now();
+        slot->ep->backoff[slot->kind - 1u] = 0;
+        pthread_cond_broadcast(&cache->changed);
+        rdma_cache_remind(
+            cache, cache->stopping ? 0 : slot->used + cache->conf.idle_timeout);
+    }
+    /* The client's next one may have waited for this one. */
+    pthread_cond_broadcast(&cache->queued);
+    pthread_mutex_unlock(&cache->lock);
+}
+
+/* [cache locked] The oldest queued slot whose client has no connect in flight:
+ * a black-holed client can occupy one connector, not all. */
+static rdma_cache_slot *next_queued(rdma_cache *cache)
+{
+    rdma_cache_slot *best = NULL;
+    rdma_cache_slot *s;
+    const rdma_cache_slot *t;
+
+    for (s = cache->slots; s; s = s->next) {
+        if (s->state != QUEUED || (best && best->deadline <= s->deadline)) {
+            continue;
+        }
+        for (t = cache->slots; t; t = t->next) {
+            if (t->state == CONNECTING &&
+                rdma_cache_same_client(s->ep, t->ep)) {
+                break;
+            }
+        }
+        if (!t) {
+            best = s;
+        }
+    }
+    return best;
+}
+
+static void *connector_main(void *arg)
+{
+    rdma_cache *cache = arg;
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, RDMA_CACHE_KICK_SIGNAL);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    pthread_mutex_lock(&cache->lock);
+    while (!cache->quit) {
+        rdma_cache_slot *slot = next_queued(cache);
+
+        if (!slot) {
+            pthread_cond_wait(&cache->queued, &cache->lock);
+            continue;
+        }
+        slot->state = CONNECTING;
+        slot->connector = pthread_self();
+        rdma_cache_remind(cache, slot->deadline);
+        pthread_mutex_unlock(&cache->lock);
+        connect_slot(slot);
+        pthread_mutex_lock(&cache->lock);
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return NULL;
+}
+
+/* ---- the progress thread ----------------------------------------------- */
+
+/* [cache locked] 1: nobody needs the connection any more, it can be taken
+ * apart. */
+static int scan_ready(rdma_cache_slot *s, rdma_conn_time now,
+                      rdma_conn_time *next)
+{
+    rdma_cache *cache = s->cache;
+    rdma_conn *c = s->conn;
+    rdma_conn_time when = RDMA_CONN_NEVER;
+    rdma_conn_time idle = s->used + cache->conf.idle_timeout;
+
+    rdma_conn_lock(c);
+    if (rdma_conn_state_get(c) == RDMA_CONN_OPEN) {
+        when = rdma_body_expire(s->set, now);
+    }
+    if (rdma_conn_state_get(c) == RDMA_CONN_OPEN && s->refs == 0 &&
+        rdma_body_set_live(s->set) == 0) {
+        if (now >= idle || cache->stopping) {
+            rdma_conn_close(c, RDMA_CONN_CAUSE_LOCAL);
+        }
+        else if (idle < when) {
+            when = idle;
+        }
+    }
+    if (rdma_conn_state_get(c) == RDMA_CONN_OPEN && cache->stopping > 1) {
+        rdma_conn_close(c, RDMA_CONN_CAUSE_LOCAL);
+    }
+    if (rdma_conn_state_get(c) == RDMA_CONN_CLOSED) {
+        rdma_conn_unlock(c);
+        rdma_cache_bury(s, RDMA_HDR_CONNECT);
+        return s->refs == 0;
+    }
+    rdma_conn_unlock(c);
+    if (when < *next) {
+        *next = when;
+    }
+    return 0;
+}
+
+/* [cache locked] 1: the slot can be taken apart. */
+static int scan_slot(rdma_cache_slot *s, rdma_conn_time now,
+                     rdma_conn_time *next)
+{
+    rdma_cache *cache = s->cache;
+    rdma_conn_time when = s->deadline;
+
+    switch (s->state) {
+    case QUEUED:
+        if (now >= s->deadline || cache->stopping) {
+            rdma_cache_bury(s, RDMA_HDR_BUSY);
+            return s->refs == 0;
+        }
+        break;
+    case CONNECTING:
+        if (now >= s->deadline || cache->stopping) {
+            if (cache->stopping) {
+                __atomic_store_n(&s->cancel, 1, __ATOMIC_RELAXED);
+            }
+            pthread_kill(s->connector, RDMA_CACHE_KICK_SIGNAL);
+            when = now + RDMA_CACHE_KICK;
+        }
+        break;
+    case READY:
+        return scan_ready(s, now, next);
+    case DEAD:
+        return s->refs == 0;
+    }
+    if (when < *next) {
+        *next = when;
+    }
+    return 0;
+}
+
+/* [cache locked] Forget endpoints that nobody has used for a while. */
+static void scan_endpoints(rdma_cache *cache, rdma_conn_time now,
+                           rdma_conn_time *next)
+{
+    endpoint **link = &cache->all_endpoints;
+
+    while (*link) {
+        endpoint *ep = *link;
+        rdma_conn_time until = ep->used + cache->conf.idle_timeout;
+        int k;
+
+        for (k = 0; k < 2; k++) {
+            if (ep->retry_at[k] > until) {
+                until = ep->retry_at[k];
+            }
+        }
+        if (ep->slots == 0 && now >= until) {
+            *link = ep->next;
+            apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), NULL);
+            free(ep);
+            continue;
+        }
+        if (ep->slots == 0 && until < *next) {
+            *next = until;
+        }
+        link = &ep->next;
+    }
+}
+
+static void destroy_set(void *set)
+{
+    if (set) {
+        rdma_body_set_destroy(set);
+    }
+}
+
+static void scan(rdma_cache *cache)
+{
+    rdma_conn_time now = rdma_conn_now();
+    rdma_conn_time next = RDMA_CONN_NEVER;
+    rdma_cache_slot *gone = NULL;
+    rdma_cache_slot **link = &cache->slots;
+
+    __atomic_store_n(&cache->next_scan, RDMA_CONN_NEVER, __ATOMIC_RELAXED);
+    pthread_mutex_lock(&cache->lock);
+    while (*link) {
+        rdma_cache_slot *s = *link;
+
+        if (scan_slot(s, now, &next)) {
+            *link = s->next;
+            s->ep->slots--;
+            s->ep->used = now;
+            s->next = gone;
+            gone = s;
+        }
+        else {
+            link = &s->next;
+        }
+    }
+    scan_endpoints(cache, now, &next);
+    pthread_cond_broadcast(&cache->changed); /* rdma_cache_stop() counts */
+    pthread_mutex_unlock(&cache->lock);
+    rdma_cache_remind(cache, next);
+    while (gone) {
+        rdma_cache_slot *s = gone;
+
+        gone = s->next;
+        if (s->conn) {
+            rdma_conn_destroy(s->conn, destroy_set, s->set);
+        }
+        free(s);
+    }
+}
+
+static void take_cm_events(rdma_cache *cache)
+{
+    struct rdma_cm_event *event;
+
+    while (rdma_get_cm_event(cache->events, &event) == 0) {
+        enum rdma_cm_event_type type = event->event;
+        int status = event->status;
+        rdma_conn *c = event->id->context;
+
+        rdma_ack_cm_event(event); /* before what may destroy the id */
+        rdma_conn_event(c, type, status);
+    }
+}
+
+static void take_completions(struct ibv_comp_channel *channel)
+{
+    struct ibv_cq *cq;
+    void *c;
+
+    while (ibv_get_cq_event(channel, &cq, &c) == 0) {
+        rdma_conn_receive(c);
+        /* Not before: a connector thread that gives a connect up destroys this
+         * CQ, and waits for the ack, before it frees the connection. */
+        ibv_ack_cq_events(cq, 1);
+    }
+}
+
+static void *progress_main(void *arg)
+{
+    rdma_cache *cache = arg;
+
+    for (;;) {
+        struct pollfd fds[2 + RDMA_CACHE_DEVICES];
+        struct ibv_comp_channel *channels[RDMA_CACHE_DEVICES];
+        rdma_conn_time wait =
+            __atomic_load_n(&cache->next_scan, __ATOMIC_RELAXED);
+        struct timespec ts;
+        nfds_t n = 2;
+        nfds_t i;
+        uint64_t count;
+
+        fds[0] = (struct pollfd){cache->wake_fd, POLLIN, 0};
+        fds[1] = (struct pollfd){cache->events->fd, POLLIN, 0};
+        pthread_mutex_lock(&cache->device_lock);
+        for (; n - 2 < cache->ndevices; n++) {
+            channels[n - 2] = cache->devices[n - 2].channel;
+            fds[n] = (struct pollfd){channels[n - 2]->fd, POLLIN, 0};
+        }
+        pthread_mutex_unlock(&cache->device_lock);
+        if (wait != RDMA_CONN_NEVER) {
+            rdma_conn_time now = rdma_conn_now();
+
+            ts.tv_sec = wait <= now ? 0 : (time_t)((wait - now) / 1000000);
+            ts.tv_nsec =
+                wait <= now ? 0 : (long)((wait - now) % 1000000) * 1000;
+        }
+        ppoll(fds, n, wait == RDMA_CONN_NEVER ? NULL : &ts, NULL);
+        if ((fds[0].revents & POLLIN) &&
+            read(cache->wake_fd, &count, sizeof(count)) < 0) {
+            continue;
+        }
+        if (fds[1].revents) {
+            take_cm_events(cache);
+        }
+        for (i = 2; i < n; i++) {
+            if (fds[i].revents) {
+                take_completions(channels[i - 2]);
+            }
+        }
+        if (__atomic_load_n(&cache->quit, __ATOMIC_RELAXED)) {
+            return NULL;
+        }
+        if (rdma_conn_now() >=
+            __atomic_load_n(&cache->next_scan, __ATOMIC_RELAXED)) {
+            scan(cache);
+        }
+    }
+}
+
+/* ---- starting and joining ---------------------------------------------- */
+
+static void kicked(int sig)
+{
+    (void)sig; /* it has ended a system call; that is all */
+}
+
+/* [cache locked] All signals stay blocked in our threads but the one that ends
+ * a blocked connect. */
+int rdma_progress_start(rdma_cache *cache)
+{
+    struct sigaction sa = {.sa_handler = kicked}; /* no SA_RESTART */
+    sigset_t all;
+    sigset_t old;
+    int rc;
+
+    sigemptyset(&sa.sa_mask);
+    sigaction(RDMA_CACHE_KICK_SIGNAL, &sa, NULL);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    rc = pthread_create(&cache->progress, NULL, progress_main, cache);
+    cache->started = rc == 0;
+    while (rc == 0 && cache->nconnectors < RDMA_CACHE_CONNECTORS) {
+        rc = pthread_create(&cache->connectors[cache->nconnectors], NULL,
+                            connector_main, cache);
+        cache->nconnectors += rc == 0;
+    }
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    if (cache->nconnectors == 0) {
+        rdma_cache_say(
+            cache, LEVEL_ERR, MSG_THREADS,
+            "no thread could be started: %s; this child serves over TCP",
+            strerror(rc));
+        cache->refused = 1;
+        return -1;
+    }
+    return 0;
+}
+
+void rdma_progress_join(rdma_cache *cache)
+{
+    unsigned i;
+
+    if (cache->started) {
+        rdma_cache_wake(cache);
+        pthread_join(cache->progress, NULL);
+    }
+    for (i = 0; i < cache->nconnectors; i++) {
+        pthread_join(cache->connectors[i], NULL);
+    }
+}
