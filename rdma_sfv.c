@@ -331,6 +331,7 @@ static int read_member(cursor *c, wanted *w)
 {
     const unsigned char *key;
     size_t n, i;
+    const char *member = NULL; /* its name, if it is a known one */
     slot *self = NULL;
     value v = {RDMA_SFV_BOOLEAN, NULL, 0, 1};
 
@@ -343,6 +344,7 @@ static int read_member(cursor *c, wanted *w)
             continue;
         /* A duplicate overwrites the value, parameters included. */
         s->v.type = RDMA_SFV_ABSENT;
+        member = s->member;
         if (s->param == NULL)
             self = s;
     }
@@ -356,7 +358,7 @@ static int read_member(cursor *c, wanted *w)
         if (self->order == 0)
             self->order = ++w->members;
     }
-    return read_parameters(c, w, self != NULL ? self->member : NULL);
+    return read_parameters(c, w, member);
 }
 
 /* 4.2, 4.2.2. */
