@@ -1,0 +1,439 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * rdma_request: see rdma_request.h.
+ */
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <string.h>
+
+#include <httpd.h>
+#include <http_config.h>
+#include <http_core.h>
+#include <http_log.h>
+#include <http_protocol.h>
+#include <http_request.h>
+#include <http_ssl.h>
+#include <apr_lib.h>
+#include <apr_strings.h>
+#include <apr_tables.h>
+
+#include "rdma_config.h"
+#include "rdma_request.h"
+
+APLOG_USE_MODULE(rdma);
+
+#define FIELD_MAX 256 /* bytes: the longest response field, with its NUL */
+
+struct rdma_request {
+    rdma_hdr_status status;  /* of the field; the rest counts when it is OK */
+    rdma_hdr_request field;
+    rdma_cache_target to;    /* where the connection goes, once judged */
+    rdma_cache_slot *slot;   /* held, or NULL */
+    rdma_hdr_kind slot_kind; /* what it is for */
+    rdma_body *body;         /* open, or NULL */
+    int opened;              /* the engine has seen the id: never again */
+    int refused;             /* a forbidden address has been logged */
+    uint32_t failed_conn;    /* the body was given up after a post on it; 0 */
+};
+
+static rdma_cache *engine;
+
+void rdma_request_engine_set(rdma_cache *child_engine)
+{
+    engine = child_engine;
+}
+
+/* ---- the request field ------------------------------------------------- */
+
+/* The list without one option; NULL if nothing is left. httpd has folded the
+ * field lines into one. */
+static const char *without_option(apr_pool_t *p, const char *list,
+                                  const char *option)
+{
+    const char *left = NULL;
+    char *last, *word = apr_strtok(apr_pstrdup(p, list), ",", &last);
+
+    for (; word; word = apr_strtok(NULL, ",", &last)) {
+        apr_collapse_spaces(word, word);
+        if (*word && ap_cstr_casecmp(word, option)) {
+            left = left ? apr_pstrcat(p, left, ", ", word, NULL) : word;
+        }
+    }
+    return left;
+}
+
+/* A field that stays would reach CGI programs, access logs and the cache's
+ * files with the token in it, and would be forwarded by a proxy. */
+static void strip(request_rec *r, const char *connection)
+{
+    apr_table_unset(r->headers_in, RDMA_HDR_FIELD);
+    if (connection) {
+        connection = without_option(r->pool, connection, RDMA_HDR_FIELD);
+        if (connection) {
+            apr_table_setn(r->headers_in, "Connection", connection);
+        }
+        else {
+            apr_table_unset(r->headers_in, "Connection");
+        }
+    }
+}
+
+static apr_status_t end(void *qv)
+{
+    rdma_request *q = qv;
+
+    rdma_request_abandon(q, RDMA_HDR_FAILED, RDMA_HDR_ABORT_CANCELLED);
+    return APR_SUCCESS;
+}
+
+rdma_request *rdma_request_read(request_rec *r)
+{
+    const char *field = apr_table_get(r->headers_in, RDMA_HDR_FIELD);
+    const char *connection;
+    rdma_request *q;
+    int named;
+
+    if (!field || r->main || r->prev) {
+        return NULL;
+    }
+    connection = apr_table_get(r->headers_in, "Connection");
+    named = connection && ap_find_token(r->pool, connection, RDMA_HDR_FIELD);
+    strip(r, connection);
+    if (!named || r->connection->master || r->proto_num != HTTP_VERSION(1, 1)
+        || r->method_number != M_GET || r->header_only) {
+        return NULL;
+    }
+    q = apr_pcalloc(r->pool, sizeof(*q));
+    q->status = rdma_hdr_parse_request(field, strlen(field), &q->field);
+    ap_set_module_config(r->request_config, &rdma_module, q);
+    apr_pool_cleanup_register(r->pool, q, end, apr_pool_cleanup_null);
+    return q;
+}
+
+rdma_request *rdma_request_of(request_rec *r)
+{
+    while (r->prev || r->main) {
+        r = r->prev ? r->prev : r->main;
+    }
+    return ap_get_module_config(r->request_config, &rdma_module);
+}
+
+/* ---- the address ------------------------------------------------------- */
+
+/* Into *to without the port; an IPv4 address in IPv6 clothes (dual-stack
+ * Listen) becomes IPv4; a link-local one keeps its scope. */
+static void copy_address(const apr_sockaddr_t *from,
+                         struct sockaddr_storage *to)
+{
+    memset(to, 0, sizeof(*to));
+    if (from->family == AF_INET) {
+        struct sockaddr_in *in = (struct sockaddr_in *)to;
+
+        in->sin_family = AF_INET;
+        in->sin_addr = from->sa.sin.sin_addr;
+    }
+    else if (IN6_IS_ADDR_V4MAPPED(&from->sa.sin6.sin6_addr)) {
+        struct sockaddr_in *in = (struct sockaddr_in *)to;
+
+        in->sin_family = AF_INET;
+        memcpy(&in->sin_addr, &from->sa.sin6.sin6_addr.s6_addr[12], 4);
+    }
+    else {
+        struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)to;
+
+        in6->sin6_family = AF_INET6;
+        in6->sin6_addr = from->sa.sin6.sin6_addr;
+        in6->sin6_scope_id = from->sa.sin6.sin6_scope_id;
+    }
+}
+
+static void set_port(struct sockaddr_storage *a, uint16_t port)
+{
+    if (a->ss_family == AF_INET) {
+        ((struct sockaddr_in *)a)->sin_port = htons(port);
+    }
+    else {
+        ((struct sockaddr_in6 *)a)->sin6_port = htons(port);
+    }
+}
+
+/* 1 if the field names no address, or this one. */
+static int names_peer(const rdma_hdr_request *field,
+                      const struct sockaddr_storage *peer)
+{
+    switch (field->family) {
+    case 0:
+        return 1;
+    case 4:
+        return peer->ss_family == AF_INET
+               && !memcmp(&((const struct sockaddr_in *)peer)->sin_addr,
+                          field->addr, 4);
+    default:
+        return peer->ss_family == AF_INET6
+               && !memcmp(&((const struct sockaddr_in6 *)peer)->sin6_addr,
+                          field->addr, 16);
+    }
+}
+
+/* Nobody in particular, everybody, or only with a zone that we do not know. */
+static int is_unicast(const rdma_hdr_request *field)
+{
+    static const uint8_t zero[16];
+    const uint8_t *a = field->addr;
+
+    if (field->family == 4) {
+        return a[0] != 0 && a[0] < 224;
+    }
+    return memcmp(a, zero, 16) && a[0] != 0xff
+           && !(a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
+}
+
+/* The address of the field as one of APR's, and as a socket address. */
+static void field_address(const rdma_hdr_request *field, apr_sockaddr_t *sa,
+                          struct sockaddr_storage *to)
+{
+    memset(sa, 0, sizeof(*sa));
+    if (field->family == 4) {
+        sa->family = AF_INET;
+        sa->sa.sin.sin_family = AF_INET;
+        memcpy(&sa->sa.sin.sin_addr, field->addr, 4);
+        sa->ipaddr_ptr = &sa->sa.sin.sin_addr;
+        sa->ipaddr_len = 4;
+    }
+    else {
+        sa->family = AF_INET6;
+        sa->sa.sin6.sin6_family = AF_INET6;
+        memcpy(&sa->sa.sin6.sin6_addr, field->addr, 16);
+        sa->ipaddr_ptr = &sa->sa.sin6.sin6_addr;
+        sa->ipaddr_len = 16;
+    }
+    copy_address(sa, to);
+}
+
+/* Fill in both ends of the connection. 1, or 0: not an address that this client
+ * may have us connect to. The connection's own address counts, not what
+ * mod_remoteip makes of it. */
+static int choose_address(rdma_request *q, request_rec *r)
+{
+    const rdma_hdr_request *field = &q->field;
+    char text[INET6_ADDRSTRLEN];
+    apr_sockaddr_t named;
+
+    copy_address(r->connection->local_addr, &q->to.local);
+    copy_address(r->connection->client_addr, &q->to.remote);
+    if (!names_peer(field, &q->to.remote)) {
+        field_address(field, &named, &q->to.remote);
+        if (!is_unicast(field)
+            || !rdma_config_allows(rdma_config_of(r), &named)) {
+            if (!q->refused) {
+                q->refused = 1;
+                ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r,
+                              "RDMA0010: the client asks to be connected at "
+                              "%s, which RdmaAllow does not permit",
+                              inet_ntop(named.family, field->addr, text,
+                                        sizeof(text)));
+            }
+            return 0;
+        }
+        /* Another network, perhaps: let routing choose our end. */
+        memset(&q->to.local, 0, sizeof(q->to.local));
+        q->to.local.ss_family = q->to.remote.ss_family;
+    }
+    set_port(&q->to.remote, field->port);
+    return 1;
+}
+
+/* ---- judging ----------------------------------------------------------- */
+
+/* What the client likes best of what the configuration allows. */
+static rdma_hdr_kind choose_kind(const rdma_hdr_request *field,
+                                 rdma_config_mode mode)
+{
+    switch (mode) {
+    case RDMA_CONFIG_WRITE:
+        return rdma_hdr_offers(field, RDMA_HDR_WRITE) ? RDMA_HDR_WRITE
+                                                      : RDMA_HDR_NONE;
+    case RDMA_CONFIG_READ:
+        return rdma_hdr_offers(field, RDMA_HDR_READ) ? RDMA_HDR_READ
+                                                     : RDMA_HDR_NONE;
+    case RDMA_CONFIG_AUTO:
+    default:
+        return field->prefer[0];
+    }
+}
+
+rdma_hdr_declined rdma_request_judge(rdma_request *q, request_rec *r)
+{
+    const rdma_config_dir *conf = rdma_config_of(r);
+    conn_rec *c = r->connection;
+
+    if (q->status != RDMA_HDR_OK) {
+        ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r,
+                      "RDMA0011: the client's RDMA field %s",
+                      q->status == RDMA_HDR_UNVERSION
+                          ? "asks for a later version of the protocol"
+                          : "is malformed");
+        return q->status == RDMA_HDR_UNVERSION ? RDMA_HDR_DECLINED_VERSION
+                                               : RDMA_HDR_DECLINED_MALFORMED;
+    }
+    if (q->failed_conn) {
+        return RDMA_HDR_FAILED;
+    }
+    if (!engine) {
+        return RDMA_HDR_DEVICE;
+    }
+    if (!rdma_config_over_tls(conf)
+        && ap_ssl_conn_is_ssl(c->master ? c->master : c)) {
+        return RDMA_HDR_TLS;
+    }
+    q->to.kind = choose_kind(&q->field, rdma_config_mode_get(conf));
+    if (q->to.kind == RDMA_HDR_NONE || q->opened || !choose_address(q, r)) {
+        return RDMA_HDR_POLICY;
+    }
+    memcpy(q->to.token, q->field.token, sizeof(q->to.token));
+    return RDMA_HDR_NOT_DECLINED;
+}
+
+/* ---- connection and body ----------------------------------------------- */
+
+static rdma_hdr_declined acquire(rdma_request *q)
+{
+    rdma_hdr_declined why = RDMA_HDR_NOT_DECLINED;
+
+    if (q->slot && q->slot_kind != q->to.kind) {
+        rdma_request_release(q);
+    }
+    if (!q->slot) {
+        q->slot = rdma_cache_acquire(engine, &q->to, &why);
+        q->slot_kind = q->to.kind;
+    }
+    return q->slot ? RDMA_HDR_NOT_DECLINED : why;
+}
+
+void rdma_request_start(rdma_request *q, request_rec *r)
+{
+    if (q->status == RDMA_HDR_OK
+        && rdma_request_judge(q, r) == RDMA_HDR_NOT_DECLINED) {
+        (void)acquire(q);
+    }
+}
+
+rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
+                                    apr_off_t total, rdma_body **out)
+{
+    rdma_body_set *set = NULL;
+    rdma_hdr_declined why = RDMA_HDR_NOT_DECLINED;
+
+    *out = NULL;
+    if (q->to.kind == RDMA_HDR_WRITE && (uint64_t)total > q->field.len) {
+        return RDMA_HDR_WINDOW;
+    }
+    why = acquire(q);
+    if (why == RDMA_HDR_NOT_DECLINED) {
+        why = rdma_cache_wait(q->slot, &set);
+    }
+    if (why == RDMA_HDR_NOT_DECLINED) {
+        q->opened = 1;
+        if (!rdma_cache_use_id(q->slot, q->field.id)) {
+            ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r,
+                          "RDMA0012: the client used id %u before",
+                          q->field.id);
+            why = RDMA_HDR_POLICY;
+        }
+    }
+    if (why == RDMA_HDR_NOT_DECLINED) {
+        why = rdma_body_open(set, &q->field, (uint64_t)total, &q->body);
+        *out = q->body;
+    }
+    return why;
+}
+
+int rdma_request_finish(rdma_request *q, rdma_hdr_response *head)
+{
+    if (rdma_body_finish(q->body, head)) {
+        return 0;
+    }
+    q->body = NULL;
+    return 1;
+}
+
+rdma_hdr_declined rdma_request_abandon(rdma_request *q, rdma_hdr_declined why,
+                                       rdma_hdr_abort reason)
+{
+    if (q->body) {
+        q->failed_conn = rdma_body_abandon(q->body, reason);
+        q->body = NULL;
+    }
+    rdma_request_release(q);
+    return q->failed_conn ? RDMA_HDR_FAILED : why;
+}
+
+void rdma_request_release(rdma_request *q)
+{
+    if (q->slot) {
+        rdma_cache_release(q->slot);
+        q->slot = NULL;
+    }
+}
+
+/* ---- the response field ------------------------------------------------ */
+
+static void note(request_rec *r, const char *name, const char *value)
+{
+    apr_table_setn(r->notes, name, value);
+    apr_table_setn(r->subprocess_env, name, value);
+}
+
+static int set_field(request_rec *r, const rdma_hdr_response *head)
+{
+    char field[FIELD_MAX];
+
+    if (rdma_hdr_format_response(head, field, sizeof(field)) != RDMA_HDR_OK) {
+        ap_log_rerror(APLOG_MARK, APLOG_ERR, 0, r,
+                      "RDMA0013: no response field can be written for id %u",
+                      head->id);
+        return -1;
+    }
+    apr_table_set(r->headers_out, RDMA_HDR_FIELD, field);
+    apr_table_mergen(r->headers_out, "Connection", RDMA_HDR_FIELD);
+    return 0;
+}
+
+int rdma_request_answer(rdma_request *q, request_rec *r,
+                        const rdma_hdr_response *head, apr_off_t bytes)
+{
+    const char *kind = rdma_hdr_kind_name(head->kind);
+
+    if (set_field(r, head)) {
+        q->failed_conn = head->conn;
+        return -1;
+    }
+    note(r, "RDMA_MODE", kind);
+    note(r, "RDMA_BYTES", apr_off_t_toa(r->pool, bytes));
+    ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
+                  "RDMA0014: id %u: %s, %" APR_OFF_T_FMT " bytes, conn %u",
+                  head->id, kind, bytes, head->conn);
+    return 0;
+}
+
+void rdma_request_decline(rdma_request *q, request_rec *r,
+                          rdma_hdr_declined why)
+{
+    rdma_hdr_response head;
+    const char *name = rdma_hdr_declined_name(why);
+
+    memset(&head, 0, sizeof(head));
+    head.declined = why;
+    if (why != RDMA_HDR_DECLINED_MALFORMED && why != RDMA_HDR_DECLINED_VERSION) {
+        head.id = q->field.id;
+    }
+    if (why == RDMA_HDR_FAILED) {
+        head.conn = q->failed_conn;
+    }
+    (void)set_field(r, &head);
+    note(r, "RDMA_MODE", "tcp");
+    note(r, "RDMA_DECLINED", name);
+    ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
+                  "RDMA0015: id %u: over TCP, declined=%s", head.id, name);
+}
