@@ -15,6 +15,8 @@
 set -eu
 
 env=/run/lab.env
+clients4='10.77.0.2 10.77.0.3 10.77.0.4'
+clients6='fd77::2 fd77::3 fd77::4'
 
 down() {
     rm -f $env
@@ -32,9 +34,56 @@ down() {
     if [ -e /run/netns/client ]; then
         ip netns del client
     fi
+    undo_rules
     if [ -e /sys/module/siw ]; then
         rmmod siw
     fi
+}
+
+# over_the_wire: what the two ends send to each other, in one namespace, is
+# local to the kernel and would go by lo, where no RDMA device is. So the pairs
+# of addresses get routes of their own, ahead of the table of local addresses.
+over_the_wire() {
+    # Else each end drops what comes in, for its source is local.
+    for end in lab_s lab_c; do
+        echo 1 >"/proc/sys/net/ipv4/conf/$end/accept_local"
+        echo 0 >"/proc/sys/net/ipv4/conf/$end/rp_filter"
+    done
+    ip -batch - <<END
+route add 10.77.0.0/24 dev lab_c table 771
+route add 10.77.0.0/24 dev lab_s table 772
+route add fd77::/64 dev lab_c table 771
+route add fd77::/64 dev lab_s table 772
+END
+    rules 10.77.0.1 "$clients4" | ip -4 -batch -
+    rules fd77::1 "$clients6" | ip -6 -batch -
+}
+
+# rules SERVER CLIENTS: prints commands for ip -batch. `iif lo` is what is sent
+# here; `oif` is for the RDMA connection manager, which checks by a look-up of
+# its own that a request came in by the interface that leads back.
+rules() {
+    for address in $2; do
+        echo "rule add pref 10 iif lo from $address to $1 table 771"
+        echo "rule add pref 10 iif lo from $1 to $address table 772"
+        echo "rule add pref 10 oif lab_c from $address to $1 table 771"
+        echo "rule add pref 10 oif lab_s from $1 to $address table 772"
+    done
+    echo "rule add pref 20 table local"
+    echo "rule del pref 0"
+}
+
+# undo_rules: takes the rules of over_the_wire back.
+undo_rules() {
+    for family in -4 -6; do
+        if ip $family rule show pref 20 | grep -q local; then
+            ip $family rule add pref 0 table local
+            ip $family rule del pref 20
+            while ip $family rule del pref 10 2>/dev/null; do
+                :
+            done
+        fi
+    done
 }
 
 # active DEVICE: waits up to 10 seconds until its port can be used.
@@ -71,13 +120,7 @@ up() {
     esac
 
     ip link add lab_s mtu "$mtu" type veth peer name lab_c mtu "$mtu"
-    if [ -z "$inside" ]; then
-        # Else each end drops what the other sends, for its source is local.
-        for end in lab_s lab_c; do
-            echo 1 >"/proc/sys/net/ipv4/conf/$end/accept_local"
-            echo 0 >"/proc/sys/net/ipv4/conf/$end/rp_filter"
-        done
-    else
+    if [ -n "$inside" ]; then
         ip netns add client
         ip link set lab_c netns client
         ip -n client link set lo up
@@ -99,6 +142,9 @@ address add fd77::4/64 dev lab_c nodad preferred_lft 0
 link set lab_c up
 END
 
+    if [ -z "$inside" ]; then
+        over_the_wire
+    fi
     if [ -n "$kind" ]; then
         rdma link add "${kind}_s" type "$kind" netdev lab_s
         $client rdma link add "${kind}_c" type "$kind" netdev lab_c
@@ -113,8 +159,8 @@ SERVER4=10.77.0.1
 SERVER6=fd77::1
 CLIENT4=10.77.0.2
 CLIENT6=fd77::2
-CLIENTS4='10.77.0.2 10.77.0.3 10.77.0.4'
-CLIENTS6='fd77::2 fd77::3 fd77::4'
+CLIENTS4='$clients4'
+CLIENTS6='$clients6'
 CLIENT_EXEC='$client'
 SERVER_IF=lab_s
 CLIENT_IF=lab_c

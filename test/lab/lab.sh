@@ -161,7 +161,7 @@ boot() {
     machine=(-name mod_rdma-lab -M q35 -accel "$accel" -cpu max
         -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
         -no-reboot -kernel "$image" -initrd "$initrd"
-        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on"
+        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable"
         -serial "file:${log//,/,,}" -device virtio-serial-pci)
     share host / readonly=on
     share src "$src" readonly=on
