@@ -91,7 +91,7 @@ static const char *server_names(apr_pool_t *p, server_rec *main_server)
                : names;
 }
 
-static const char *mebibytes(apr_pool_t *p, rlim_t bytes)
+static const char *kibibytes(apr_pool_t *p, rlim_t bytes)
 {
     return bytes == RLIM_INFINITY
                ? "unlimited"
@@ -101,77 +101,82 @@ static const char *mebibytes(apr_pool_t *p, rlim_t bytes)
 
 /* The kernel counts registered memory against RLIMIT_MEMLOCK, some drivers even
  * for root. Children inherit what is set here; they themselves may not raise
- * it. Sets `memory`, returns the limit. */
-static rlim_t allow_memory(apr_pool_t *p, server_rec *s,
-                           const rdma_config_engine *conf)
+ * it. *limit becomes what holds, `memory` what fits. */
+static void allow_memory(apr_pool_t *p, server_rec *s, struct rlimit *limit)
 {
-    rlim_t need = (rlim_t)conf->memory + MEMLOCK_MORE;
-    struct rlimit limit, more;
+    rlim_t need = (rlim_t)memory + MEMLOCK_MORE;
+    struct rlimit more = *limit;
 
-    memory = conf->memory;
-    if (getrlimit(RLIMIT_MEMLOCK, &limit) || limit.rlim_cur >= need) {
-        return limit.rlim_cur;
+    if (limit->rlim_cur >= need) {
+        return;
     }
-    more = limit;
     more.rlim_cur = need;
     if (more.rlim_max < need) {
         more.rlim_max = need;
     }
     if (setrlimit(RLIMIT_MEMLOCK, &more) == 0) {
-        return need;
+        *limit = more;
+        return;
     }
-    more.rlim_cur = more.rlim_max = limit.rlim_max;
+    more.rlim_cur = more.rlim_max = limit->rlim_max;
     if (setrlimit(RLIMIT_MEMLOCK, &more) == 0) {
-        limit = more;
+        *limit = more;
     }
-    if (limit.rlim_cur < need) {
-        memory = (apr_size_t)(limit.rlim_cur > 2 * MEMLOCK_MORE
-                                  ? limit.rlim_cur - MEMLOCK_MORE
-                                  : limit.rlim_cur / 2);
-        ap_log_error(APLOG_MARK, APLOG_WARNING, 0, s,
-                     "RDMA0003: the limit of locked memory is %s and cannot be "
-                     "raised to the %s that RdmaMemory needs: each child has "
-                     "to do with %s. Set LimitMEMLOCK=infinity in httpd's "
-                     "systemd unit (or the container's memlock limit), or "
-                     "lower RdmaMemory",
-                     mebibytes(p, limit.rlim_cur), mebibytes(p, need),
-                     mebibytes(p, memory));
-    }
-    return limit.rlim_cur;
+    memory = (apr_size_t)(limit->rlim_cur > 2 * MEMLOCK_MORE
+                              ? limit->rlim_cur - MEMLOCK_MORE
+                              : limit->rlim_cur / 2);
+    ap_log_error(APLOG_MARK, APLOG_WARNING, 0, s,
+                 "RDMA0003: the limit of locked memory is %s and cannot be "
+                 "raised to the %s that RdmaMemory needs: each child has to do "
+                 "with %s. Set LimitMEMLOCK=infinity in httpd's systemd unit "
+                 "(or the container's memlock limit), or lower RdmaMemory",
+                 kibibytes(p, limit->rlim_cur), kibibytes(p, need),
+                 kibibytes(p, memory));
 }
 
-/* Said once for each start, in the parent. */
-static void announce(apr_pool_t *p, server_rec *s, const char *where)
+/* Why no child of this server can use RDMA: said, once. 1, or 0: it can. */
+static int is_impossible(server_rec *s, const char *devices)
 {
-    const char *devices = device_names(p);
-    rdma_config_engine conf;
     int threaded = 0;
-    rlim_t memlock;
 
-    rdma_config_engine_get(s, &conf);
-    memlock = allow_memory(p, s, &conf);
-    ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, s,
-                 "RDMA0001: mod_rdma %s: devices: %s; RdmaMemory: %s; locked "
-                 "memory: %s; RdmaEnable On in: %s",
-                 MOD_RDMA_VERSION, devices ? devices : "none",
-                 mebibytes(p, memory), mebibytes(p, memlock), where);
     if (ap_mpm_query(AP_MPMQ_IS_THREADED, &threaded) != APR_SUCCESS
         || threaded == AP_MPMQ_NOT_SUPPORTED) {
         ap_log_error(APLOG_MARK, APLOG_WARNING, 0, s,
                      "RDMA0004: this MPM runs one request in a process, but "
                      "RDMA connections must serve many: all bodies go over "
                      "TCP. Load mpm_event or mpm_worker instead");
+        return 1;
     }
-    else if (!devices) {
+    if (!devices) {
         ap_log_error(APLOG_MARK, APLOG_WARNING, 0, s,
                      "RDMA0002: there is no RDMA device: all bodies go over "
                      "TCP. See 'rdma link show'; 'rdma link add siw0 type siw "
                      "netdev INTERFACE' makes one in software. Then restart "
                      "httpd");
+        return 1;
     }
-    else {
-        wanted = 1;
+    return 0;
+}
+
+/* One line for each start, and at most one warning for each cause. */
+static void announce(apr_pool_t *p, server_rec *s, const char *where)
+{
+    const char *devices = device_names(p);
+    rdma_config_engine conf;
+    struct rlimit limit = {0, 0};
+
+    rdma_config_engine_get(s, &conf);
+    memory = conf.memory;
+    wanted = !is_impossible(s, devices);
+    (void)getrlimit(RLIMIT_MEMLOCK, &limit);
+    if (wanted) {
+        allow_memory(p, s, &limit);
     }
+    ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, s,
+                 "RDMA0001: mod_rdma %s: devices: %s; RdmaMemory: %s; locked "
+                 "memory: %s; RdmaEnable On in: %s",
+                 MOD_RDMA_VERSION, devices ? devices : "none",
+                 kibibytes(p, memory), kibibytes(p, limit.rlim_cur), where);
 }
 
 static int post_config(apr_pool_t *p, apr_pool_t *plog, apr_pool_t *ptemp,
