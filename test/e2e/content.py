@@ -1,0 +1,47 @@
+"""Files whose every 8-byte word, big-endian, is its own offset xor a seed:
+whatever lands in the wrong place is seen."""
+import array
+
+SEED = 0x5EED << 40  # above all offsets, so that xor is a sum
+
+
+def make(size, seed=SEED):
+    words = array.array("Q", range(seed, seed + size, 8))
+    words.byteswap()
+    return words.tobytes()[:size]
+
+
+def differs(body, size, seed=SEED):
+    """None, or what is wrong with a body that should be make(size)."""
+    if len(body) != size:
+        return f"{len(body)} bytes instead of {size}"
+    right = make(size, seed)
+    if body == right:
+        return None
+    at = next(i for i in range(size) if body[i] != right[i])
+    word = int.from_bytes(body[at & ~7:(at & ~7) + 8], "big")
+    return f"differs at {at}: that word belongs to offset {word ^ seed:#x}"
+
+
+class Site:
+    """A document root with a file for each size that is asked for."""
+
+    def __init__(self, root):
+        self.root = root
+        root.mkdir()
+        root.chmod(0o755)
+
+    def file(self, size, folder=""):
+        """The path, for a URL, of a file of that size."""
+        path = self.root / folder / f"{size}.bin"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(make(size))
+        return f"/{path.relative_to(self.root)}"
+
+    def text(self, name, text, mode=0o644):
+        path = self.root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        path.chmod(mode)
+        return f"/{name}"

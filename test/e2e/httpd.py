@@ -1,0 +1,241 @@
+"""The server under test: a real apache2 in a ServerRoot of its own."""
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections import Counter, namedtuple
+from pathlib import Path
+
+from hosts import wait_until
+
+PORT = 8080
+MODULES = "/usr/lib/apache2/modules"
+APACHE = "/usr/sbin/apache2"
+
+# One child, so that what is per child can be counted; the slots beyond it are
+# for the generations that end gracefully.
+BASE = """
+ServerRoot "{root}"
+ServerName server
+PidFile "{root}/pid"
+DefaultRuntimeDir "{root}"
+{listen}
+LoadModule mpm_{mpm}_module {modules}/mod_mpm_{mpm}.so
+LoadModule authz_core_module {modules}/mod_authz_core.so
+LoadModule dir_module {modules}/mod_dir.so
+LoadModule mime_module {modules}/mod_mime.so
+TypesConfig /dev/null
+{load}
+User www-data
+Group www-data
+ServerLimit 4
+StartServers 1
+{threads}
+MaxRequestWorkers {workers}
+KeepAliveTimeout 60
+GracefulShutdownTimeout 60
+ErrorLog "{root}/error.log"
+LogLevel info {rdma_level}
+LogFormat "%>s %b %B %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
+%{{RDMA_DECLINED}}n %m %U" e2e
+CustomLog "{root}/access.log" e2e
+DocumentRoot "{site}"
+<Directory "{site}">
+    AllowOverride None
+    Require all granted
+</Directory>
+"""
+THREADS = """
+ThreadsPerChild 16
+MinSpareThreads 1
+MaxSpareThreads 16
+"""
+LISTEN = "Listen {server4}:{port}\nListen [{server6}]:{port}"
+LOAD = "LoadModule rdma_module /build/module/mod_rdma.so"
+
+# What belongs to one server, and what to one driver.
+Conf = namedtuple("Conf", "text mpm expect listen load before")
+Entry = namedtuple("Entry", "status b B O mode bytes declined method path")
+
+LINE = re.compile(r"\] \[([a-z0-9_]*):([a-z0-9]+)\] ")
+IDENTITY = re.compile(r"\b(RDMA\d{4}|AH\d{5})\b")
+BAD_LEVELS = {"warn", "error", "crit", "alert", "emerg"}
+CRASH = re.compile(r"AH0005[0-2]\b|exit signal")
+
+
+def conf(text="RdmaEnable On", mpm="event", expect=(), listen=LISTEN,
+         load=LOAD, before=()):
+    """A configuration, as a marker has it. expect: pairs of id and count that
+    starting brings about; before: words before the server's command line."""
+    return Conf(text, mpm, tuple(expect), listen, load, tuple(before))
+
+
+class Httpd:
+    """One server, from start() to stop()."""
+
+    def __init__(self, root, site, lab):
+        self.root = Path(root)
+        self.site = site
+        self.lab = lab
+        self.process = None
+        self.running = None  # the Conf
+        self.expected = Counter()
+        self._read = {"error.log": 0, "access.log": 0}
+
+    # ---- life -------------------------------------------------------------
+
+    def write(self, wanted):
+        text = BASE.format(
+            root=self.root, mpm=wanted.mpm, modules=MODULES,
+            load=wanted.load, site=self.site.root,
+            threads="" if wanted.mpm == "prefork" else THREADS,
+            workers=4 if wanted.mpm == "prefork" else 16,
+            rdma_level="rdma:debug" if "rdma_module" in wanted.load else "",
+            listen=wanted.listen.format(server4=self.lab.server(4),
+                                        server6=self.lab.server(6),
+                                        port=PORT))
+        (self.root / "httpd.conf").write_text(
+            text + wanted.text.replace("SITE", str(self.site.root)) + "\n")
+
+    def command(self, *words):
+        return [APACHE, "-d", str(self.root), "-f",
+                str(self.root / "httpd.conf"), *words]
+
+    def check(self, wanted):
+        """apache2 -t: status and output."""
+        self.write(wanted)
+        done = subprocess.run(self.command("-t"), stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True, timeout=60)
+        return done.returncode, done.stdout
+
+    def start(self, wanted):
+        self.stop()
+        for name in self._read:
+            path = self.root / name
+            if path.exists():
+                path.unlink()
+            self._read[name] = 0
+        self.write(wanted)
+        with open(self.root / "output", "wb") as output:
+            self.process = subprocess.Popen(
+                [*wanted.before, *self.command("-DFOREGROUND")],
+                stdin=subprocess.DEVNULL, stdout=output,
+                stderr=subprocess.STDOUT)
+        wait_until(self._answers, 60, "httpd answers")
+        self.running = wanted
+        self.expect(dict(wanted.expect))
+
+    def _answers(self):
+        if self.process.poll() is not None:
+            raise AssertionError("httpd has ended:\n" + self.logs())
+        try:
+            socket.create_connection((self.lab.server(4), PORT), 5).close()
+        except ConnectionRefusedError:
+            return False
+        # It listens before there are children.
+        return self.children()
+
+    def stop(self, how=signal.SIGTERM, seconds=30):
+        """Returns the seconds that it took; None when nothing ran."""
+        if not self.process:
+            return None
+        process, self.process, self.running = self.process, None, None
+        began = time.monotonic()
+        if process.poll() is None:
+            process.send_signal(how)
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            left = self._descendants(process.pid)
+            for pid in [process.pid, *left]:
+                os.kill(pid, signal.SIGKILL)
+            process.wait()
+            raise AssertionError(f"httpd was still there {seconds} s after "
+                                 f"{signal.Signals(how).name}") from None
+        return time.monotonic() - began
+
+    def graceful(self):
+        """A graceful restart; returns the pids of the old generation."""
+        old = self.children()
+        self.process.send_signal(signal.SIGUSR1)
+        wait_until(lambda: set(self.children()) - set(old), 30,
+                   "a new generation")
+        return old
+
+    @staticmethod
+    def _descendants(pid):
+        path = Path(f"/proc/{pid}/task/{pid}/children")
+        return [int(child) for child in path.read_text().split()]
+
+    def children(self):
+        """Process ids of the children, CGI's daemon not among them."""
+        return self._descendants(self.process.pid)
+
+    # ---- logs -------------------------------------------------------------
+
+    def _new(self, name):
+        path = self.root / name
+        if not path.exists():
+            return []
+        with open(path, "rb") as log:
+            log.seek(self._read[name])
+            data = log.read()
+        data = data[:data.rfind(b"\n") + 1]  # whole lines
+        self._read[name] += len(data)
+        return data.decode(errors="replace").splitlines()
+
+    def access(self, count=1):
+        """The next entries of the access log, which may come a little after
+        the answers."""
+        entries = []
+
+        def enough():
+            entries.extend(Entry(*line.split(" ", 8))
+                           for line in self._new("access.log"))
+            return len(entries) >= count
+        wait_until(enough, 20, f"{count} entries in the access log")
+        assert len(entries) == count, f"access log: {entries}"
+        return entries
+
+    def skip_access(self):
+        self._new("access.log")
+
+    def expect(self, messages):
+        """Messages that must come before the test's end, by id and count; a
+        count of None is any number, none too."""
+        for identity, count in messages.items():
+            if count is None or self.expected.get(identity, 0) is None:
+                self.expected[identity] = None
+            else:
+                self.expected[identity] += count
+
+    def judge(self):
+        """What is wrong with the error log since the last call: a list."""
+        seen = Counter()
+        wrong = []
+        for line in self._new("error.log"):
+            where = LINE.search(line)
+            identity = IDENTITY.search(line)
+            name = identity.group(1) if identity else None
+            if name in self.expected:
+                seen[name] += 1
+            elif CRASH.search(line) or not where:
+                wrong.append(line)
+            elif where.group(2) in BAD_LEVELS:
+                wrong.append(line)
+        for name, count in self.expected.items():
+            if count is not None and seen[name] != count:
+                wrong.append(f"{name}: {seen[name]} times, not {count}")
+        self.expected = Counter()
+        return wrong
+
+    def logs(self):
+        """All that it has written, for people."""
+        text = []
+        for name in ("httpd.conf", "output", "error.log", "access.log"):
+            path = self.root / name
+            if path.exists():
+                text.append(f"==== {name}\n{path.read_text(errors='replace')}")
+        return "\n".join(text)

@@ -1,0 +1,87 @@
+"""The configuration files that are installed, and values that are wrong."""
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from httpd import MODULES, conf
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.fixture
+def check(lab, the_httpd):
+    """check(text): whether apache2 -t likes it, and what it says."""
+    def check_one(text, **options):
+        the_httpd.stop()
+        status, output = the_httpd.check(conf(text, **options))
+        return status == 0, output
+    return check_one
+
+
+@pytest.fixture
+def installed():
+    path = Path(MODULES, "mod_rdma.so")
+    shutil.copy("/build/module/mod_rdma.so", path)
+    yield path
+    path.unlink()
+
+
+def test_the_installed_files(check, installed):
+    ok, output = check(f"Include {CONF}/rdma.conf",
+                       load=f"Include {CONF}/rdma.load")
+    assert ok and "Syntax OK" in output, output
+
+
+def test_every_default_is_a_value(check):
+    lines = [line[1:] for line in
+             (CONF / "rdma.conf").read_text().splitlines()
+             if line.startswith("#Rdma")]
+    assert len(lines) == 12
+    ok, output = check("\n".join(lines))
+    assert ok, output
+
+
+WRONG = [
+    ("RdmaEnable", "Maybe"), ("RdmaMode", "both"), ("RdmaMinSize", "-1"),
+    ("RdmaMemory", "1023K"), ("RdmaMemory", "2T"), ("RdmaMemory", "64 M"),
+    ("RdmaConnectTimeout", "9ms"), ("RdmaTimeout", "2h"),
+    ("RdmaLeaseTimeout", "10sec"), ("RdmaIdleTimeout", "0"),
+    ("RdmaMaxConnections", "0"), ("RdmaMaxConnectionsPerClient", "65537"),
+    ("RdmaAllow", "10.77.0.0/33"), ("RdmaAllow", "example.com"),
+    ("RdmaOverTLS", "1"),
+]
+
+
+@pytest.mark.parametrize(
+    "directive,value",
+    [pytest.param(*pair, marks=[] if i % 5 == 1 else pytest.mark.long)
+     for i, pair in enumerate(WRONG)])
+def test_wrong_values(check, directive, value):
+    ok, output = check(f"{directive} {value}")
+    assert not ok
+    assert directive in output
+
+
+def test_engine_directives_are_global(check):
+    ok, output = check("<VirtualHost *:8080>\nRdmaMemory 8M\n</VirtualHost>")
+    assert not ok and "RdmaMemory" in output
+
+
+@pytest.mark.httpd(conf("", load="", expect=()))
+def test_without_the_module(httpd):
+    """What the other tests know about this httpd is known without us."""
+    assert httpd.children()
+
+
+@pytest.mark.httpd(conf("RdmaEnable On"))
+def test_the_start_is_announced(httpd):
+    lines = (httpd.root / "error.log").read_text().splitlines()
+    assert sum("RDMA0001" in line for line in lines) == 1
+
+
+@pytest.mark.httpd(conf("RdmaEnable Off"))
+def test_nothing_is_opened_when_off(httpd, lab):
+    time.sleep(0.5)
+    assert not lab.objects()
