@@ -116,20 +116,25 @@ static void fuzz_response(const uint8_t *data, size_t size)
     round_response(&r);
 }
 
-/* Any structures: what can be written can be read. */
+/* Any structures: what can be written can be read, and there is room. */
 static void fuzz_format(const uint8_t *data, size_t size)
 {
     rdma_hdr_request req;
     rdma_hdr_response resp;
     char text[RDMA_HDR_FORMAT_MAX];
+    rdma_hdr_status status;
 
     memset(&req, 0, sizeof(req));
     memcpy(&req, data, size < sizeof(req) ? size : sizeof(req));
-    if (rdma_hdr_format_request(&req, text, sizeof(text)) == RDMA_HDR_OK)
+    status = rdma_hdr_format_request(&req, text, sizeof(text));
+    FUZZ_ASSERT(status != RDMA_HDR_NOSPACE);
+    if (status == RDMA_HDR_OK)
         round_request(&req);
     memset(&resp, 0, sizeof(resp));
     memcpy(&resp, data, size < sizeof(resp) ? size : sizeof(resp));
-    if (rdma_hdr_format_response(&resp, text, sizeof(text)) == RDMA_HDR_OK)
+    status = rdma_hdr_format_response(&resp, text, sizeof(text));
+    FUZZ_ASSERT(status != RDMA_HDR_NOSPACE);
+    if (status == RDMA_HDR_OK)
         round_response(&resp);
 }
 
