@@ -1,0 +1,71 @@
+#!/bin/sh
+# The documents and the code say the same: directives, message ids, declined
+# tokens, options of the programs, the version. Run from the root.
+#
+#   docs.sh [PROGRAM...]    programs whose --help is held against docs/NAME.1
+set -u
+
+failed=0
+passed=0
+
+# missing WHAT FILE WORD...: every word must stand in the file.
+missing() {
+    what=$1
+    file=$2
+    shift 2
+    if [ $# -eq 0 ]; then
+        echo "docs: no $what found at all" >&2
+        failed=$((failed + 1))
+    fi
+    for word; do
+        if grep -qF -- "$word" "$file"; then
+            passed=$((passed + 1))
+        else
+            echo "docs: $what $word is not in $file" >&2
+            failed=$((failed + 1))
+        fi
+    done
+}
+
+directives=$(sed -n 's/.*\(AP_INIT_[A-Z0-9]*\|ENGINE[A-Z_]*\)("\(Rdma[A-Za-z]*\)".*/\2/p' \
+    rdma_config.c | sort -u)
+documented=$(grep -oE '\bRdma[A-Z][A-Za-z]+' conf/rdma.conf README | cut -d: -f2 |
+    sort -u)
+ids=$(grep -ohE 'RDMA0[0-9]{3}' ./*.c ./*_private.h | sort -u)
+known_ids=$(grep -oE '^\| RDMA0[0-9]{3}' docs/MESSAGES.md | cut -c 3- | sort -u)
+# shellcheck disable=SC2016 # the backquotes are PROTOCOL.md's
+tokens=$(sed -n '/^Reasons:/,/^The framing/s/^| `\([a-z]*\)` |.*/\1/p' \
+    docs/PROTOCOL.md)
+version=$(sed -n 's/.*MOD_RDMA_VERSION *"\(.*\)"/\1/p' rdma_version.h)
+
+# shellcheck disable=SC2086 # lists of words
+{
+    missing directive conf/rdma.conf $directives
+    missing directive README $directives
+    missing directive CHANGES $directives
+    missing 'documented directive' rdma_config.c $documented
+    missing 'message id' docs/MESSAGES.md $ids
+    missing 'declined token' README $tokens
+    missing version CHANGES "mod_rdma $version"
+}
+for id in $known_ids; do
+    if ! grep -q "$id" ./*.c ./*_private.h; then
+        echo "docs: $id is in docs/MESSAGES.md, and nowhere in the code" >&2
+        failed=$((failed + 1))
+    fi
+done
+for id in $(grep -ohE '"RDMA0[0-9]{3}' ./*.c | sort | uniq -d | tr -d '"'); do
+    echo "docs: $id has two call sites" >&2
+    failed=$((failed + 1))
+done
+for program; do
+    page=docs/$(basename "$program").1
+    options=$("$program" --help | grep -oE '^ *(-[A-Za-z], )?--[a-z-]+' |
+        grep -oE -- '--[a-z-]+' | sort -u)
+    # shellcheck disable=SC2086,SC2046 # roff writes - as \-
+    plain=$(mktemp) && sed 's/\\-/-/g' "$page" >"$plain" &&
+        missing "$(basename "$program") option" "$plain" $options
+    rm -f "$plain"
+done
+echo "docs: $passed passed, $failed failed"
+[ "$failed" -eq 0 ]
