@@ -1,0 +1,182 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include "output.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* What output_forget() removes. Written with the signals blocked. */
+static char *volatile temporary;
+
+static void remember(char *name)
+{
+    sigset_t all, before;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    temporary = name;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+void output_forget(void)
+{
+    if (temporary) {
+        unlink(temporary);
+    }
+}
+
+char *output_fresh_name(const char *path)
+{
+    size_t size = strlen(path) + 16;
+    char *name = malloc(size);
+    struct stat st;
+    unsigned i;
+
+    if (!name) {
+        return NULL;
+    }
+    snprintf(name, size, "%s", path);
+    for (i = 1; lstat(name, &st) == 0 && i < 100000; i++) {
+        snprintf(name, size, "%s.%u", path, i);
+    }
+    return name;
+}
+
+/* A temporary file with the rights that an ordinary new file has. */
+static int open_temporary(output *out)
+{
+    static const char suffix[] = ".part-XXXXXX";
+    size_t n = strlen(out->path) + sizeof(suffix);
+    mode_t mask = umask(0);
+    sigset_t all, before;
+    int error = 0;
+
+    umask(mask);
+    out->temp = malloc(n);
+    if (!out->temp) {
+        return ENOMEM;
+    }
+    snprintf(out->temp, n, "%s%s", out->path, suffix);
+    /* No signal between the file's birth and its being remembered. */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    out->fd = mkostemp(out->temp, O_CLOEXEC);
+    error = errno;
+    if (out->fd >= 0) {
+        temporary = out->temp;
+        error = fchmod(out->fd, 0666 & ~mask) ? errno : 0;
+    }
+    else {
+        free(out->temp);
+        out->temp = NULL;
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+int output_open(output *out, const char *path)
+{
+    struct stat st;
+    int error = 0;
+
+    memset(out, 0, sizeof(*out));
+    out->fd = -1;
+    if (strcmp(path, "-") == 0) {
+        out->direct = 1;
+        out->fd = dup(STDOUT_FILENO);
+        return out->fd < 0 ? errno : 0;
+    }
+    /* A link stays a link: what it points to is replaced. */
+    out->path = realpath(path, NULL);
+    if (!out->path) {
+        out->path = strdup(path);
+    }
+    if (!out->path) {
+        return ENOMEM;
+    }
+    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
+        out->direct = 1;
+        out->fd = open(path, O_WRONLY | O_CLOEXEC);
+        error = out->fd < 0 ? errno : 0;
+    }
+    else {
+        error = open_temporary(out);
+    }
+    if (error) {
+        output_discard(out);
+    }
+    return error;
+}
+
+int output_write(output *out, const void *bytes, size_t n)
+{
+    const char *p = bytes;
+
+    while (n > 0) {
+        ssize_t done = write(out->fd, p, n);
+
+        if (done < 0 && errno == EINTR) {
+            continue;
+        }
+        if (done < 0) {
+            return errno;
+        }
+        p += done;
+        n -= (size_t)done;
+        out->bytes += (uint64_t)done;
+    }
+    return 0;
+}
+
+int output_rewind(output *out)
+{
+    if (out->bytes > 0 && (out->direct || ftruncate(out->fd, 0) ||
+                           lseek(out->fd, 0, SEEK_SET) != 0)) {
+        return -1;
+    }
+    out->bytes = 0;
+    return 0;
+}
+
+static void release(output *out)
+{
+    remember(NULL);
+    free(out->path);
+    free(out->temp);
+    out->path = out->temp = NULL;
+    out->fd = -1;
+}
+
+int output_commit(output *out)
+{
+    int error = close(out->fd) ? errno : 0;
+
+    out->fd = -1;
+    if (!error && out->temp && rename(out->temp, out->path)) {
+        error = errno;
+    }
+    if (error) {
+        output_discard(out);
+        return error;
+    }
+    release(out);
+    return 0;
+}
+
+void output_discard(output *out)
+{
+    if (out->fd >= 0) {
+        close(out->fd);
+    }
+    if (out->temp) {
+        unlink(out->temp);
+    }
+    release(out);
+}

@@ -1,0 +1,42 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * output: the file that a body goes to. A regular file is written under another
+ * name beside its own and gets that when it is complete, so that nothing
+ * partial is ever presented as complete; whatever else exists under the name (a
+ * device, a pipe) is written to directly, as is standard output.
+ *
+ * One at a time: output_forget() serves a signal handler.
+ */
+#ifndef RDMAHTTP_OUTPUT_H
+#define RDMAHTTP_OUTPUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct output {
+    int fd;         /* -1: not open */
+    int direct;     /* no temporary file */
+    char *path;     /* the name it will have */
+    char *temp;     /* NULL: direct */
+    uint64_t bytes; /* written */
+} output;
+
+/* path "-": standard output. 0, or an errno. */
+int output_open(output *out, const char *path);
+/* 0, or an errno. */
+int output_write(output *out, const void *bytes, size_t n);
+/* Forget what was written. 0, or -1: it is gone for good. */
+int output_rewind(output *out);
+/* Complete: give the file its name. 0, or an errno; then nothing is left. */
+int output_commit(output *out);
+/* Not complete: leave nothing behind. Harmless when not open or committed. */
+void output_discard(output *out);
+/* Remove the temporary file, if there is one. For signal handlers. */
+void output_forget(void);
+
+/* A name that no file has yet: path, path.1, path.2 ... To be freed; NULL: out
+ * of memory. */
+char *output_fresh_name(const char *path);
+
+#endif /* RDMAHTTP_OUTPUT_H */
