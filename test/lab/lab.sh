@@ -162,7 +162,8 @@ boot() {
         -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
         -no-reboot -kernel "$image" -initrd "$initrd"
         -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable"
-        -serial "file:${log//,/,,}" -device virtio-serial-pci)
+        -chardev "file,id=console,path=${log//,/,,}" -serial chardev:console
+        -device virtio-serial-pci)
     share host / readonly=on
     share src "$src" readonly=on
     share build "$build"
@@ -202,31 +203,29 @@ boot() {
     wait
 }
 
-tail_of_console() {
-    echo "lab: the console's last lines ($out/console.log):" >&2
-    tail -n 30 "$out/console.log" >&2 || true
-}
-
 # complaints: prints what the kernel complained about; 1 when it did not.
 complaints() {
-    local pattern='WARNING: |BUG: |Oops|Call Trace|general protection|Kernel panic|self-detected stall|Internal error'
-    if [ -s "$out/dmesg.txt" ]; then
-        grep -E -m 1 -A 30 "$pattern" "$out/dmesg.txt"
-    else
-        grep -E -m 1 -A 30 "$pattern" "$out/console.log"
-    fi
+    local log=$out/dmesg.txt pattern
+    pattern='WARNING: |BUG: |Oops|Call Trace|general protection|Kernel panic'
+    pattern+='|self-detected stall|Internal error'
+    # A guest that died left no dmesg.
+    [ -s "$log" ] || log=$out/console.log
+    [ -e "$log" ] || return 1
+    grep -E -m 1 -A 30 "$pattern" "$log" || return 1
+    echo "lab: the kernel complained, see $log"
 }
 
 guest() {
     local status=125
-    mkdir -p "${TMPDIR:-/tmp}"
     job=$(mktemp -d)
     echo "$timeout" >"$job/timeout"
     if [ "$1" = shell ]; then
         timeout=$((10 * 365 * 86400))
         {
             echo "term=$(printf %q "${TERM:-linux}")"
-            stty size 2>/dev/null | sed 's/\(.*\) \(.*\)/rows=\1 columns=\2/'
+            if [ -t 0 ]; then
+                stty size | sed 's/\(.*\) \(.*\)/rows=\1 columns=\2/'
+            fi
         } >"$job/shell"
     else
         {
@@ -251,11 +250,10 @@ guest() {
     elif [ -e "$job/status" ]; then
         status=$(cat "$job/status")
     else
-        echo "lab: the guest died" >&2
-        tail_of_console
+        echo "lab: the guest died; the last lines of $out/console.log:" >&2
+        tail -n 30 "$out/console.log" >&2 || true
     fi
     if complaints >"$job/complaints"; then
-        echo "lab: the kernel complained ($out/dmesg.txt):" >&2
         cat "$job/complaints" >&2
         status=124
     fi
