@@ -425,7 +425,8 @@ void rdma_request_decline(rdma_request *q, request_rec *r,
 
     memset(&head, 0, sizeof(head));
     head.declined = why;
-    if (why != RDMA_HDR_DECLINED_MALFORMED && why != RDMA_HDR_DECLINED_VERSION) {
+    if (why != RDMA_HDR_DECLINED_MALFORMED
+        && why != RDMA_HDR_DECLINED_VERSION) {
         head.id = q->field.id;
     }
     if (why == RDMA_HDR_FAILED) {
