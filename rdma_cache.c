@@ -400,8 +400,10 @@ void rdma_cache_release(rdma_cache_slot *slot)
     pthread_mutex_lock(&cache->lock);
     slot->refs--;
     slot->used = slot->ep->used = rdma_conn_now();
-    if (slot->refs == 0 && (slot->state == DEAD || cache->stopping)) {
-        rdma_cache_remind(cache, 0);
+    if (slot->refs == 0) {
+        rdma_cache_remind(cache, slot->state == DEAD || cache->stopping
+                                     ? 0
+                                     : slot->used + cache->conf.idle_timeout);
     }
     pthread_mutex_unlock(&cache->lock);
 }

@@ -377,7 +377,10 @@ int rdma_conn_wait(rdma_conn *c, int (*test)(void *arg), void *arg,
         }
         ibv_req_notify_cq(c->send_cq, 0);
         rdma_conn_reap(c); /* what came before the arming */
-        if (!test(arg) && c->state != RDMA_CONN_CLOSED) {
+        if (test(arg)) {   /* true once is enough: it may have posted */
+            return 0;
+        }
+        if (c->state != RDMA_CONN_CLOSED) {
             lead(c, deadline - now);
         }
     }
@@ -404,7 +407,7 @@ static int dispatch(rdma_conn *c, const rdma_hdr_msg *m)
              rdma_hdr_type_name(m->type), m->id, (unsigned long long)m->bytes,
              m->flags & RDMA_HDR_FIN ? " fin" : "");
     if (c->state == RDMA_CONN_CONNECTING) {
-        if (c->active || m->type != RDMA_HDR_HELLO) {
+        if (m->type != RDMA_HDR_HELLO) {
             return -1;
         }
         rdma_conn_transit(c, RDMA_CONN_OPEN, RDMA_CONN_CAUSE_NONE);
@@ -433,8 +436,11 @@ static int dispatch(rdma_conn *c, const rdma_hdr_msg *m)
     }
 }
 
-/* One receive completion. Returns the cause to close for, or CAUSE_NONE. */
-static rdma_conn_cause received(rdma_conn *c, const struct ibv_wc *wc)
+/* One receive completion. Returns the cause to close for, or CAUSE_NONE; *lost
+ * if its receive could not be posted again, which the rest does not wait for:
+ * what has been received counts. */
+static rdma_conn_cause received(rdma_conn *c, const struct ibv_wc *wc,
+                                int *lost)
 {
     unsigned char bytes[RDMA_HDR_MSG_LEN];
     rdma_hdr_msg m;
@@ -455,7 +461,7 @@ static rdma_conn_cause received(rdma_conn *c, const struct ibv_wc *wc)
     /* Before the message is acted on: processing never delays a credit. While
      * we are closing the QP takes no receives, and nobody needs them. */
     if (!c->closing && rdma_conn_post_receive(c, (unsigned)wc->wr_id)) {
-        return RDMA_CONN_CAUSE_DEVICE;
+        *lost = 1;
     }
     if (rdma_credit_arrived(&c->credit, m.credits)) {
         say_line(c, LEVEL_INFO, "%s: credits beyond the depth", c->name);
@@ -475,12 +481,13 @@ static rdma_conn_cause drain(rdma_conn *c)
 {
     rdma_conn_cause why = RDMA_CONN_CAUSE_NONE;
     struct ibv_wc wc;
+    int lost = 0;
 
     while (why == RDMA_CONN_CAUSE_NONE && c->state != RDMA_CONN_CLOSED &&
            ibv_poll_cq(c->recv_cq, 1, &wc) == 1) {
-        why = received(c, &wc);
+        why = received(c, &wc, &lost);
     }
-    return why;
+    return why == RDMA_CONN_CAUSE_NONE && lost ? RDMA_CONN_CAUSE_PEER : why;
 }
 
 void rdma_conn_receive(rdma_conn *c)
@@ -488,17 +495,19 @@ void rdma_conn_receive(rdma_conn *c)
     rdma_conn_cause why;
 
     rdma_conn_lock(c);
+    if (c->active && c->state == RDMA_CONN_CONNECTING) {
+        rdma_conn_unlock(c); /* its connector will call when it is OPEN */
+        return;
+    }
     why = drain(c);
     if (why == RDMA_CONN_CAUSE_NONE && c->state != RDMA_CONN_CLOSED) {
         ibv_req_notify_cq(c->recv_cq, 0);
         why = drain(c); /* what came before the arming */
     }
-    if (!c->send_channel) {
-        if (c->state != RDMA_CONN_CLOSED) {
-            ibv_req_notify_cq(c->send_cq, 0);
-        }
-        rdma_conn_reap(c);
+    if (!c->send_channel && c->state != RDMA_CONN_CLOSED) {
+        ibv_req_notify_cq(c->send_cq, 0);
     }
+    rdma_conn_reap(c); /* also what nobody waits for: blocks given up */
     if (why != RDMA_CONN_CAUSE_NONE) {
         rdma_conn_close(c, why);
     }

@@ -200,7 +200,8 @@ int rdma_conn_read(rdma_conn *c, rdma_conn_wr *wr, void *local, uint32_t lkey,
  * deadline has passed; the lock is given up while asleep. Any number of threads
  * may wait: one of them reaps the send CQ for all, without another thread's
  * help. With a shared send channel it only sleeps and is woken by
- * rdma_conn_wake(). 0; ECONNRESET; ETIMEDOUT. test is called [locked]. */
+ * rdma_conn_wake(). 0; ECONNRESET; ETIMEDOUT. test is called [locked], and never
+ * again once it has returned true. */
 int rdma_conn_wait(rdma_conn *c, int (*test)(void *arg), void *arg,
                    rdma_conn_time deadline);
 /* [locked] Something that a test() may look at has changed. */

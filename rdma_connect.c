@@ -447,6 +447,7 @@ int rdma_conn_connect(const rdma_conn_conf *conf, const rdma_conn_target *to,
     }
     rdma_conn_say(c, &hello, NULL);
     rdma_conn_unlock(c);
+    rdma_conn_receive(c); /* what came while it was CONNECTING; arms again */
     rdma_destroy_event_channel(a.channel);
     *out = c;
     return 0;
