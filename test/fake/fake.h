@@ -1,0 +1,69 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * fake: libibverbs and librdmacm without a device, for tests. Linked instead of
+ * the two libraries; has the functions that the engine and a test's client use.
+ *
+ * All queue pairs live in this process. A thread of the fake, the wire, moves
+ * bytes and completes work requests: late, in order within a queue pair, in any
+ * order between them, as a seed says. What a caller may not do (destroy what is
+ * in use, leave an event unacknowledged, overrun a queue) ends the process with
+ * a line that says so.
+ *
+ * The seed also picks the style of the device: like siw (a WRITE has completed
+ * when it is on its way, private data is exact) or like rxe (completed when it
+ * has landed, private data is padded). $FAKE_SEED repeats a run, as far as the
+ * scheduler allows.
+ */
+#ifndef FAKE_H
+#define FAKE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include <infiniband/verbs.h>
+#include <rdma/rdma_cma.h>
+
+/* Once, first thing in main(): the seed of $FAKE_SEED or of the clock, which is
+ * printed. */
+void fake_seed(void);
+
+/* In the process of each test: start the wire; stop and join it. fake_stop()
+ * returns how many objects (PDs, MRs, CQs, channels, QPs, ids) are still open,
+ * having said which: 0 in every good test. */
+void fake_start(void);
+unsigned fake_stop(void);
+
+unsigned fake_open_objects(void);
+size_t fake_registered(void);       /* bytes registered now */
+void fake_memlock(size_t bytes);    /* ENOMEM for what is beyond; 0: no limit */
+
+/* What happens to a connect to this port. */
+typedef enum fake_route {
+    FAKE_NORMAL,   /* the listener decides; nobody listens: refused */
+    FAKE_BLOCKED,  /* rdma_connect() blocks until a signal comes: siw's way */
+    FAKE_SILENT,   /* it returns, and no event ever comes */
+    FAKE_NO_DEVICE /* rdma_resolve_addr() fails with ENOENT */
+} fake_route;
+void fake_route_to(uint16_t port, fake_route route);
+/* How many rdma_connect() were called for this port. */
+unsigned fake_connects(uint16_t port);
+
+/* This end has stopped (SIGSTOP): nothing lands there, and nothing that it has
+ * posted leaves. What is sent to it goes on until FAKE_WIRE are on their way. */
+#define FAKE_WIRE 8
+void fake_freeze(struct rdma_cm_id *id, int on);
+/* The connection is lost: both ends hear of it. */
+void fake_kill(struct rdma_cm_id *id);
+/* 1: posts to a QP in error fail with ENOTCONN; 0: the seed decides whether
+ * they fail, are flushed or never complete. */
+void fake_refuse_dead_posts(int on);
+
+/* The n-th call (1 and up) of this function from now on, by a thread that is
+ * not spared, fails with this errno. */
+void fake_fail(const char *function, unsigned nth, int error);
+/* Was it called so often? Forgets it. */
+int fake_failed(void);
+void fake_spare_this_thread(void);
+
+#endif /* FAKE_H */
