@@ -1,6 +1,7 @@
 """The server under test: a real apache2 in a ServerRoot of its own."""
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -118,11 +119,14 @@ class Httpd:
                 path.unlink()
             self._read[name] = 0
         self.write(wanted)
+        # What a shell has; root may raise it, and the module does.
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20))
+        # A session of its own: prefork ends its whole process group.
         with open(self.root / "output", "wb") as output:
             self.process = subprocess.Popen(
                 [*wanted.before, *self.command("-DFOREGROUND")],
                 stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT)
+                stderr=subprocess.STDOUT, start_new_session=True)
         wait_until(self._answers, 60, "httpd answers")
         self.running = wanted
         self.expect(dict(wanted.expect))
@@ -148,9 +152,7 @@ class Httpd:
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
-            left = self._descendants(process.pid)
-            for pid in [process.pid, *left]:
-                os.kill(pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             raise AssertionError(f"httpd was still there {seconds} s after "
                                  f"{signal.Signals(how).name}") from None

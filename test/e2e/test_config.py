@@ -85,3 +85,9 @@ def test_the_start_is_announced(httpd):
 def test_nothing_is_opened_when_off(httpd, lab):
     time.sleep(0.5)
     assert not lab.objects()
+
+
+# What a server may lock that is started without privileges, as in a container.
+SMALL_MEMLOCK = ("prlimit", "--memlock=8388608:8388608", "setpriv",
+                 "--reuid=www-data", "--regid=www-data", "--clear-groups",
+                 "--inh-caps=-all", "--bounding-set=-all")
