@@ -1,13 +1,11 @@
 /* Copyright 2026 The mod_rdma authors
  * SPDX-License-Identifier: Apache-2.0
  */
-#include "endpoint.h"
+#include "endpoint_private.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,45 +17,9 @@
 
 #define BACKLOG      64
 #define PORT_TRIES   64 /* of any port: siw's may be taken by plain TCP */
-#define ADDRESSES    8  /* of servers that we have had HTTP connections to */
 #define WINDOW_LEAST ((size_t)64 * 1024)
 #define CONN_MEMORY  ((size_t)64 * 1024) /* registered per connection, most */
-#define TICK_MS      250 /* how often deadlines are looked at */
-#define HELLO_WAIT   ((rdma_conn_time)10 * 1000000)
 #define LINGER       ((rdma_conn_time)1 * 1000000)
-
-typedef struct window {
-    rdma_mem_region region;
-    int taken;
-} window;
-
-struct rdmahttp_endpoint {
-    const rdmahttp_conf *conf; /* constant from here on */
-    char address[INET6_ADDRSTRLEN];
-    uint16_t port;
-    uint8_t token[RDMA_HDR_TOKEN_LEN];
-    size_t window_len;
-    unsigned windows;
-    rdma_mem *mem;
-    struct rdma_event_channel *events;
-    struct rdma_cm_id *listener;
-    struct ibv_pd *pd;
-    struct ibv_comp_channel *channel;
-    int wake_fd;
-    pthread_t thread;
-    int has_thread;
-
-    pthread_mutex_t lock; /* guards what follows, and all transfers */
-    pthread_cond_t cond;  /* a transfer has moved */
-    int stop;
-    uint32_t next_id;
-    uint32_t next_number;
-    window *window;
-    rdmahttp_transfer *transfers;
-    rdmahttp_peer *peers;
-    struct sockaddr_storage expected[ADDRESSES];
-    unsigned nexpected;
-};
 
 /* ---- small things ------------------------------------------------------ */
 
@@ -90,7 +52,7 @@ void rdmahttp_endpoint_changed(const rdmahttp_transfer *t,
                  rdmahttp_state_name(t->state));
 }
 
-static void wake(rdmahttp_endpoint *ep)
+void rdmahttp_endpoint_wake(rdmahttp_endpoint *ep)
 {
     uint64_t one = 1;
 
@@ -99,13 +61,12 @@ static void wake(rdmahttp_endpoint *ep)
     }
 }
 
-static void lock(rdmahttp_endpoint *ep)
+void rdmahttp_endpoint_lock(rdmahttp_endpoint *ep)
 {
     pthread_mutex_lock(&ep->lock);
 }
 
-/* Whoever waits for a transfer looks again. */
-static void unlock(rdmahttp_endpoint *ep)
+void rdmahttp_endpoint_unlock(rdmahttp_endpoint *ep)
 {
     pthread_cond_broadcast(&ep->cond);
     pthread_mutex_unlock(&ep->lock);
@@ -120,8 +81,7 @@ static int wait_until(rdmahttp_endpoint *ep, rdma_conn_time deadline)
     return pthread_cond_timedwait(&ep->cond, &ep->lock, &ts);
 }
 
-/* Same address, whatever the ports; IPv4-mapped counts as IPv4. */
-static int same_address(const struct sockaddr *a, const struct sockaddr *b)
+int rdmahttp_endpoint_same(const struct sockaddr *a, const struct sockaddr *b)
 {
     const struct sockaddr *in[2] = {a, b};
     uint8_t bytes[2][16];
@@ -147,8 +107,8 @@ static int same_address(const struct sockaddr *a, const struct sockaddr *b)
     return memcmp(bytes[0], bytes[1], 16) == 0;
 }
 
-static const char *address_text(const struct sockaddr *sa, char *buf,
-                                socklen_t size)
+const char *rdmahttp_endpoint_text(const struct sockaddr *sa, char *buf,
+                                   socklen_t size)
 {
     const void *in = &((const struct sockaddr_in *)(const void *)sa)->sin_addr;
 
@@ -156,461 +116,6 @@ static const char *address_text(const struct sockaddr *sa, char *buf,
         in = &((const struct sockaddr_in6 *)(const void *)sa)->sin6_addr;
     }
     return inet_ntop(sa->sa_family, in, buf, size) ? buf : "?";
-}
-
-static rdmahttp_peer *peer_by_number(rdmahttp_endpoint *ep, uint32_t number)
-{
-    rdmahttp_peer *p = ep->peers;
-
-    while (p && p->number != number) {
-        p = p->next;
-    }
-    return p;
-}
-
-/* ---- what a connection tells ------------------------------------------- */
-
-static int on_message(void *baton, rdma_conn *c, const rdma_hdr_msg *m)
-{
-    rdmahttp_peer *peer = baton;
-    rdmahttp_endpoint *ep = peer->ep;
-    rdmahttp_transfer *t;
-    int rc = 0;
-
-    (void)c;
-    lock(ep);
-    if (m->id >= ep->next_id) {
-        rc = -1; /* never issued */
-    }
-    for (t = ep->transfers; t && rc == 0; t = t->next) {
-        if (t->id == m->id) {
-            rc = rdmahttp_transfer_message(t, peer, m);
-            break;
-        }
-    }
-    unlock(ep);
-    return rc;
-}
-
-static void on_opened(void *baton, rdma_conn *c)
-{
-    rdmahttp_peer *peer = baton;
-
-    (void)c;
-    lock(peer->ep);
-    peer->open = 1;
-    unlock(peer->ep);
-}
-
-static void on_closed(void *baton, rdma_conn *c)
-{
-    rdmahttp_peer *peer = baton;
-    rdmahttp_transfer *t;
-
-    rdmahttp_log(peer->ep->conf, RDMAHTTP_LOG_INFO,
-                 "RDMA connection %u ended: %s", peer->number,
-                 rdma_conn_cause_name(rdma_conn_cause_get(c)));
-    lock(peer->ep);
-    peer->closed = 1;
-    for (t = peer->ep->transfers; t; t = t->next) {
-        if (t->peer == peer) {
-            rdmahttp_transfer_lost(t);
-        }
-    }
-    unlock(peer->ep);
-}
-
-static void on_log(void *baton, rdma_conn *c, int level, const char *line)
-{
-    const rdmahttp_peer *peer = baton;
-
-    (void)c;
-    if (level <= RDMAHTTP_LOG_DEBUG) {
-        rdmahttp_log(peer->ep->conf, level, "%s", line);
-    }
-}
-
-static const rdma_conn_handler handler = {on_message, on_opened, on_closed,
-                                          on_log};
-
-static void read_done(rdma_conn_wr *wr, rdma_conn *c, int ok)
-{
-    rdmahttp_read *r = (rdmahttp_read *)wr; /* wr is its first member */
-    rdmahttp_transfer *t = r->t;
-    rdmahttp_endpoint *ep = t->ep;
-
-    (void)c;
-    lock(ep);
-    if (t->peer) {
-        t->peer->stalled = 0;
-    }
-    rdmahttp_transfer_read_done(t, r, ok);
-    unlock(ep);
-}
-
-static void word_done(rdma_conn_wr *wr, rdma_conn *c, int ok)
-{
-    rdmahttp_word *word = (rdmahttp_word *)wr; /* wr is its first member */
-    rdmahttp_endpoint *ep = word->t->ep;
-
-    (void)c;
-    (void)ok;
-    lock(ep);
-    word->busy = 0;
-    unlock(ep);
-}
-
-/* ---- accepting --------------------------------------------------------- */
-
-static struct ibv_pd *domain(void *baton, struct ibv_context *device)
-{
-    const rdmahttp_peer *peer = baton;
-
-    return device == peer->ep->pd->context ? peer->ep->pd : NULL;
-}
-
-static struct ibv_comp_channel *channel(void *baton, struct ibv_context *device)
-{
-    const rdmahttp_peer *peer = baton;
-
-    (void)device;
-    return peer->ep->channel;
-}
-
-typedef struct request {
-    struct rdma_cm_id *id;
-    uint8_t data[256];
-    size_t n;
-    unsigned reads; /* READs that the server can answer at a time */
-} request;
-
-/* In the order of PROTOCOL.md, 5.4. */
-static rdma_hdr_reject judge(rdmahttp_endpoint *ep, const request *rq,
-                             rdma_hdr_connect *req)
-{
-    rdma_hdr_reject why = rdma_hdr_get_connect(rq->data, rq->n, req);
-    const struct sockaddr *from = rdma_get_peer_addr(rq->id);
-    const rdmahttp_peer *p;
-    unsigned i, n = 0;
-    int known = ep->conf->any_peer;
-
-    if (why != RDMA_HDR_REJECT_NONE) {
-        return why;
-    }
-    if ((req->kind == RDMA_HDR_READ &&
-         (rq->reads == 0 || ep->conf->mode == RDMAHTTP_WRITE)) ||
-        (req->kind == RDMA_HDR_WRITE && ep->conf->mode == RDMAHTTP_READ)) {
-        return RDMA_HDR_REJECT_KIND;
-    }
-    if (!rdma_hdr_token_equal(req->token, ep->token)) {
-        return RDMA_HDR_REJECT_TOKEN;
-    }
-    lock(ep);
-    for (i = 0; i < ep->nexpected && !known; i++) {
-        known = same_address(from,
-                             (const struct sockaddr *)&ep->expected[i]);
-    }
-    for (p = ep->peers; p; p = p->next) {
-        n++;
-    }
-    unlock(ep);
-    if (!known) {
-        return RDMA_HDR_REJECT_ADDRESS;
-    }
-    return n >= ep->conf->connections || ep->next_number == 0
-               ? RDMA_HDR_REJECT_BUSY
-               : RDMA_HDR_REJECT_NONE;
-}
-
-static rdma_hdr_reject admit(rdmahttp_endpoint *ep, const request *rq,
-                             const rdma_hdr_connect *req, const char *from)
-{
-    rdma_conn_conf conf = {.kind = req->kind,
-                           .mem = ep->mem,
-                           .domain = domain,
-                           .channel = channel,
-                           .handler = &handler};
-    rdma_conn_failure why;
-    rdmahttp_peer *peer = calloc(1, sizeof(*peer));
-
-    if (!peer) {
-        return RDMA_HDR_REJECT_BUSY;
-    }
-    conf.baton = peer;
-    conf.reads = rq->reads < RDMA_CONN_READS ? rq->reads : RDMA_CONN_READS;
-    peer->ep = ep;
-    peer->kind = req->kind;
-    peer->opened = rdma_conn_now();
-    /* In the list first: a head that names it may overtake rdma_accept(). */
-    lock(ep);
-    peer->number = ep->next_number++;
-    peer->next = ep->peers;
-    ep->peers = peer;
-    unlock(ep);
-    if (rdma_conn_accept(&conf, rq->id, req, peer->number, &peer->conn, &why)) {
-        rdmahttp_log(ep->conf, RDMAHTTP_LOG_WARNING,
-                     "RDMA connection from %s: %s: %s", from, why.step,
-                     strerror(why.error));
-        lock(ep);
-        ep->peers = peer->next; /* nobody else adds */
-        unlock(ep);
-        free(peer);
-        return RDMA_HDR_REJECT_BUSY;
-    }
-    rdmahttp_log(ep->conf, RDMAHTTP_LOG_INFO,
-                 "accepted RDMA connection %u, kind %s, from %s", peer->number,
-                 rdma_hdr_kind_name(peer->kind), from);
-    return RDMA_HDR_REJECT_NONE;
-}
-
-static void on_request(rdmahttp_endpoint *ep, const request *rq)
-{
-    char from[INET6_ADDRSTRLEN];
-    uint8_t reason[RDMA_HDR_REJECT_LEN];
-    rdma_hdr_connect req;
-    rdma_hdr_reject why = judge(ep, rq, &req);
-
-    address_text(rdma_get_peer_addr(rq->id), from, sizeof(from));
-    if (why == RDMA_HDR_REJECT_NONE) {
-        why = admit(ep, rq, &req, from);
-    }
-    if (why != RDMA_HDR_REJECT_NONE) {
-        rdmahttp_log(ep->conf, RDMAHTTP_LOG_INFO,
-                     "rejected an RDMA connection from %s: %s", from,
-                     rdma_hdr_reject_name(why));
-        rdma_hdr_put_reject(why, reason);
-        rdma_reject(rq->id, reason, sizeof(reason));
-        rdma_destroy_id(rq->id);
-    }
-}
-
-/* One event of the CM channel, if there is one. Returns 0, or -1: none. */
-static int cm_event(rdmahttp_endpoint *ep)
-{
-    struct rdma_cm_event *ev;
-    enum rdma_cm_event_type type;
-    request rq;
-    rdmahttp_peer *p;
-    int status;
-
-    if (rdma_get_cm_event(ep->events, &ev)) {
-        return -1;
-    }
-    type = ev->event;
-    status = ev->status;
-    rq.id = ev->id;
-    rq.n = 0;
-    rq.reads = ev->param.conn.initiator_depth;
-    if (type == RDMA_CM_EVENT_CONNECT_REQUEST && ev->param.conn.private_data) {
-        rq.n = ev->param.conn.private_data_len;
-        memcpy(rq.data, ev->param.conn.private_data, rq.n);
-    }
-    rdma_ack_cm_event(ev); /* before anything that may destroy the id */
-    if (type == RDMA_CM_EVENT_CONNECT_REQUEST) {
-        on_request(ep, &rq);
-        return 0;
-    }
-    for (p = ep->peers; p; p = p->next) { /* this thread alone changes it */
-        if (p->conn && rdma_conn_id(p->conn) == rq.id) {
-            rdma_conn_event(p->conn, type, status);
-            break;
-        }
-    }
-    return 0;
-}
-
-/* ---- what is due ------------------------------------------------------- */
-
-static void qp_gone(void *arg)
-{
-    rdmahttp_peer *peer = arg;
-    rdmahttp_transfer *t;
-
-    lock(peer->ep);
-    for (t = peer->ep->transfers; t; t = t->next) {
-        if (t->peer == peer) {
-            rdmahttp_transfer_qp_gone(t);
-        }
-    }
-    unlock(peer->ep);
-}
-
-static void end_peer(rdmahttp_endpoint *ep, rdmahttp_peer *peer)
-{
-    rdmahttp_peer **link;
-
-    rdma_conn_destroy(peer->conn, qp_gone, peer);
-    lock(ep);
-    for (link = &ep->peers; *link != peer; link = &(*link)->next) {
-    }
-    *link = peer->next;
-    unlock(ep);
-    free(peer);
-}
-
-/* Say one word that is due. 1: said, look again; 0: none is. */
-static int speak(rdmahttp_endpoint *ep)
-{
-    rdmahttp_transfer *t;
-    rdma_conn *c = NULL;
-    rdma_hdr_msg m;
-    int last = 0;
-
-    lock(ep);
-    for (t = ep->transfers; t; t = t->next) {
-        if (rdmahttp_transfer_next_word(t, &m, &last)) {
-            c = t->peer->conn;
-            t->word.busy = last;
-            break;
-        }
-    }
-    unlock(ep);
-    if (!c) {
-        return 0;
-    }
-    rdma_conn_lock(c);
-    if (rdma_conn_say(c, &m, last ? &t->word.wr : NULL) && last) {
-        word_done(&t->word.wr, c, 0); /* it is closed, or is being closed */
-    }
-    rdma_conn_unlock(c);
-    return 1;
-}
-
-/* Post one READ that is due. 1: posted, look again; 0: none is. */
-static int read_more(rdmahttp_endpoint *ep)
-{
-    rdmahttp_transfer *t;
-    rdmahttp_read *r = NULL;
-    rdma_conn *c = NULL;
-    uint64_t at = 0, to = 0;
-    uint32_t stag = 0, lkey = 0;
-    char *base = NULL;
-    int rc;
-
-    lock(ep);
-    for (t = ep->transfers; t; t = t->next) {
-        r = rdmahttp_transfer_next_read(t, &at, &to);
-        if (r) {
-            c = t->peer->conn;
-            stag = t->stag;
-            base = t->base;
-            lkey = ep->window[t->window].region.mr->lkey;
-            break;
-        }
-    }
-    unlock(ep);
-    if (!r) {
-        return 0;
-    }
-    rdma_conn_lock(c);
-    rc = rdma_conn_read(c, &r->wr, base + at, lkey, r->len, to, stag);
-    rdma_conn_unlock(c);
-    if (rc) {
-        lock(ep);
-        if (t->peer) {
-            t->peer->stalled = 1;
-        }
-        rdmahttp_transfer_read_undo(t, r);
-        unlock(ep);
-    }
-    return 1;
-}
-
-/* Give windows back, forget transfers that are over, look at deadlines. Returns
- * a connection that has to go, or NULL. */
-static rdmahttp_peer *sweep(rdmahttp_endpoint *ep)
-{
-    rdmahttp_transfer **link = &ep->transfers;
-    rdma_conn_time now = rdma_conn_now();
-    rdmahttp_peer *p;
-
-    lock(ep);
-    while (*link) {
-        rdmahttp_transfer *t = *link;
-
-        if (t->state == RDMAHTTP_WAIT_LAST && t->peer && now >= t->deadline) {
-            t->peer->doomed = 1;
-        }
-        if (rdmahttp_transfer_over(t)) {
-            if (t->has_window) {
-                ep->window[t->window].taken = 0;
-            }
-            *link = t->next;
-            free(t);
-        }
-        else {
-            link = &t->next;
-        }
-    }
-    for (p = ep->peers; p; p = p->next) {
-        if (p->closed || p->doomed ||
-            (!p->open && now - p->opened >= HELLO_WAIT)) {
-            break;
-        }
-    }
-    unlock(ep);
-    return p;
-}
-
-static void chores(rdmahttp_endpoint *ep)
-{
-    rdmahttp_peer *p;
-
-    while (speak(ep) || read_more(ep)) {
-    }
-    while ((p = sweep(ep)) != NULL) {
-        end_peer(ep, p);
-    }
-}
-
-static int has_deadlines(rdmahttp_endpoint *ep)
-{
-    const rdmahttp_peer *p;
-    int any;
-
-    lock(ep);
-    any = ep->transfers != NULL;
-    for (p = ep->peers; p; p = p->next) {
-        any |= !p->open;
-    }
-    unlock(ep);
-    return any;
-}
-
-static int stopping(rdmahttp_endpoint *ep)
-{
-    int stop;
-
-    lock(ep);
-    stop = ep->stop;
-    unlock(ep);
-    return stop;
-}
-
-static void *endpoint_main(void *arg)
-{
-    rdmahttp_endpoint *ep = arg;
-    struct pollfd fds[3] = {{ep->events->fd, POLLIN, 0},
-                            {ep->channel->fd, POLLIN, 0},
-                            {ep->wake_fd, POLLIN, 0}};
-    struct ibv_cq *cq;
-    void *c;
-    uint64_t count;
-
-    while (!stopping(ep)) {
-        poll(fds, 3, has_deadlines(ep) ? TICK_MS : -1);
-        if (fds[2].revents && read(ep->wake_fd, &count, sizeof(count)) < 0) {
-            continue; /* a wake that has been read already */
-        }
-        while (cm_event(ep) == 0) {
-        }
-        while (ibv_get_cq_event(ep->channel, &cq, &c) == 0) {
-            rdma_conn_receive(c);
-            ibv_ack_cq_events(cq, 1); /* destroying it would wait for this */
-        }
-        chores(ep);
-    }
-    return NULL;
 }
 
 /* ---- opening ----------------------------------------------------------- */
@@ -689,11 +194,10 @@ static int start_listening(rdmahttp_endpoint *ep,
                  ep->address);
         return -1;
     }
-    return error ? refuse(why, "cannot listen for RDMA connections", error)
-                 : 0;
+    return error ? refuse(why, "cannot listen for RDMA connections", error) : 0;
 }
 
-static int map_window(rdmahttp_endpoint *ep, window *w)
+static int map_window(rdmahttp_endpoint *ep, rdmahttp_window *w)
 {
     return rdma_mem_map(ep->mem, ep->pd, ep->window_len,
                         IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
@@ -728,7 +232,7 @@ static int start_thread(rdmahttp_endpoint *ep, char *why)
 
     sigfillset(&all); /* signals are the program's own threads' business */
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    error = pthread_create(&ep->thread, NULL, endpoint_main, ep);
+    error = pthread_create(&ep->thread, NULL, rdmahttp_serve, ep);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     ep->has_thread = !error;
     return error ? refuse(why, "cannot start a thread", error) : 0;
@@ -788,8 +292,8 @@ int rdmahttp_endpoint_open(const rdmahttp_conf *conf,
     ep->windows = conf->windows;
     ep->wake_fd = -1;
     ep->next_id = ep->next_number = 1;
-    address_text((const struct sockaddr *)local, ep->address,
-                 sizeof(ep->address));
+    rdmahttp_endpoint_text((const struct sockaddr *)local, ep->address,
+                           sizeof(ep->address));
     if (set_up(ep, local, why)) {
         rdmahttp_endpoint_close(ep);
         return -1;
@@ -820,15 +324,14 @@ static void stop_thread(rdmahttp_endpoint *ep)
 {
     rdma_conn_time deadline = rdma_conn_now() + LINGER;
 
-    lock(ep);
+    rdmahttp_endpoint_lock(ep);
     while (words_under_way(ep) && wait_until(ep, deadline) == 0) {
     }
     ep->stop = 1;
-    unlock(ep);
-    wake(ep);
+    rdmahttp_endpoint_unlock(ep);
+    rdmahttp_endpoint_wake(ep);
     pthread_join(ep->thread, NULL);
-    while (cm_event(ep) == 0) { /* no id may be left unseen */
-    }
+    rdmahttp_serve_end(ep);
 }
 
 void rdmahttp_endpoint_close(rdmahttp_endpoint *ep)
@@ -837,9 +340,6 @@ void rdmahttp_endpoint_close(rdmahttp_endpoint *ep)
 
     if (ep->has_thread) {
         stop_thread(ep);
-    }
-    while (ep->peers) {
-        end_peer(ep, ep->peers);
     }
     while (ep->transfers) {
         rdmahttp_transfer *t = ep->transfers;
@@ -876,6 +376,16 @@ void rdmahttp_endpoint_close(rdmahttp_endpoint *ep)
 
 /* ---- for the application's threads ------------------------------------- */
 
+static rdmahttp_peer *peer_by_number(rdmahttp_endpoint *ep, uint32_t number)
+{
+    rdmahttp_peer *p = ep->peers;
+
+    while (p && p->number != number) {
+        p = p->next;
+    }
+    return p;
+}
+
 const char *rdmahttp_endpoint_address(const rdmahttp_endpoint *ep)
 {
     return ep->address;
@@ -898,30 +408,30 @@ void rdmahttp_endpoint_expect(rdmahttp_endpoint *ep, const char *address)
     else {
         return;
     }
-    lock(ep);
+    rdmahttp_endpoint_lock(ep);
     for (i = 0; i < ep->nexpected; i++) {
-        if (same_address((struct sockaddr *)&sa,
-                         (struct sockaddr *)&ep->expected[i])) {
+        if (rdmahttp_endpoint_same((struct sockaddr *)&sa,
+                                   (struct sockaddr *)&ep->expected[i])) {
             break;
         }
     }
     if (i == ep->nexpected) {
-        if (ep->nexpected == ADDRESSES) { /* the oldest makes room */
+        if (ep->nexpected == RDMAHTTP_ADDRESSES) { /* the oldest makes room */
             memmove(ep->expected, ep->expected + 1,
-                    (ADDRESSES - 1) * sizeof(ep->expected[0]));
+                    (RDMAHTTP_ADDRESSES - 1) * sizeof(ep->expected[0]));
             ep->nexpected--;
         }
         ep->expected[ep->nexpected++] = sa;
     }
-    unlock(ep);
+    rdmahttp_endpoint_unlock(ep);
 }
 
-static window *free_window(rdmahttp_endpoint *ep)
+static rdmahttp_window *free_window(rdmahttp_endpoint *ep)
 {
     unsigned i;
 
     for (i = 0; i < ep->windows; i++) {
-        window *w = &ep->window[i];
+        rdmahttp_window *w = &ep->window[i];
 
         if (!w->taken && (w->region.base || map_window(ep, w) == 0)) {
             return w;
@@ -933,16 +443,16 @@ static window *free_window(rdmahttp_endpoint *ep)
 rdmahttp_transfer *rdmahttp_endpoint_begin(rdmahttp_endpoint *ep)
 {
     rdmahttp_transfer *t = calloc(1, sizeof(*t));
-    window *w;
+    rdmahttp_window *w;
     unsigned i;
 
     if (!t) {
         return NULL;
     }
-    lock(ep);
+    rdmahttp_endpoint_lock(ep);
     w = ep->next_id <= RDMA_HDR_ID_MAX ? free_window(ep) : NULL;
     if (!w) {
-        unlock(ep);
+        rdmahttp_endpoint_unlock(ep);
         free(t);
         return NULL;
     }
@@ -962,27 +472,25 @@ rdmahttp_transfer *rdmahttp_endpoint_begin(rdmahttp_endpoint *ep)
     }
     for (i = 0; i < RDMA_CONN_READS; i++) {
         t->read[i].t = t;
-        t->read[i].wr.done = read_done;
     }
     t->word.t = t;
-    t->word.wr.done = word_done;
     t->next = ep->transfers;
     ep->transfers = t;
-    unlock(ep);
+    rdmahttp_endpoint_unlock(ep);
     return t;
 }
 
 void rdmahttp_endpoint_release(rdmahttp_endpoint *ep, rdmahttp_transfer *t)
 {
-    lock(ep);
+    rdmahttp_endpoint_lock(ep);
     rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CANCELLED, "not wanted");
     t->released = 1;
     if (rdmahttp_transfer_idle(t) && t->has_window) {
         ep->window[t->window].taken = 0;
         t->has_window = 0;
     }
-    unlock(ep);
-    wake(ep);
+    rdmahttp_endpoint_unlock(ep);
+    rdmahttp_endpoint_wake(ep);
 }
 
 /* Replace what stands between the quotes or colons that follow each key. */
@@ -1026,44 +534,49 @@ int rdmahttp_endpoint_field(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
     return 0;
 }
 
+int rdmahttp_endpoint_bind(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
+                           uint32_t conn)
+{
+    int rc = 0;
+
+    rdmahttp_endpoint_lock(ep);
+    if (conn >= ep->next_number) {
+        rc = -1;
+    }
+    else {
+        rdmahttp_transfer_bind(t, conn, peer_by_number(ep, conn));
+    }
+    rdmahttp_endpoint_unlock(ep);
+    return rc;
+}
+
 int rdmahttp_endpoint_head(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                            const rdma_hdr_response *resp)
 {
     int rc;
 
-    lock(ep);
+    rdmahttp_endpoint_lock(ep);
     rc = rdmahttp_transfer_head(t, resp, peer_by_number(ep, resp->conn));
-    unlock(ep);
-    wake(ep);
+    rdmahttp_endpoint_unlock(ep);
+    rdmahttp_endpoint_wake(ep);
     return rc;
 }
 
-int rdmahttp_endpoint_declined(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
-                               uint32_t conn)
+void rdmahttp_endpoint_declined(rdmahttp_endpoint *ep, rdmahttp_transfer *t)
 {
-    int rc = 0;
-
-    lock(ep);
-    if (conn >= ep->next_number) {
-        rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CONTENT,
-                                  "the answer names an unknown connection");
-        rc = -1;
-    }
-    else {
-        rdmahttp_transfer_declined(t, conn, peer_by_number(ep, conn));
-    }
-    unlock(ep);
-    wake(ep);
-    return rc;
+    rdmahttp_endpoint_lock(ep);
+    rdmahttp_transfer_declined(t);
+    rdmahttp_endpoint_unlock(ep);
+    rdmahttp_endpoint_wake(ep);
 }
 
 void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                                uint32_t reason, const char *why)
 {
-    lock(ep);
+    rdmahttp_endpoint_lock(ep);
     rdmahttp_transfer_give_up(t, reason, why);
-    unlock(ep);
-    wake(ep);
+    rdmahttp_endpoint_unlock(ep);
+    rdmahttp_endpoint_wake(ep);
 }
 
 int rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
@@ -1075,7 +588,7 @@ int rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
     rdma_conn_time deadline = rdma_conn_now() + patience;
     int rc = 0;
 
-    lock(ep);
+    rdmahttp_endpoint_lock(ep);
     while (rc == 0 && !rdmahttp_transfer_complete(t)) {
         const char *at;
         size_t n = rdmahttp_transfer_ready(t, &at);
@@ -1085,11 +598,11 @@ int rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
             if (sink(baton, at, n)) {
                 rc = -2;
             }
-            lock(ep);
+            rdmahttp_endpoint_lock(ep);
             if (rc == 0) {
                 rdmahttp_transfer_consume(t, n);
                 deadline = rdma_conn_now() + patience;
-                wake(ep); /* room for READs, or a CONSUMED */
+                rdmahttp_endpoint_wake(ep); /* room for READs, or a CONSUMED */
             }
         }
         else if (t->broken || t->state != RDMAHTTP_TAKING) {
@@ -1104,9 +617,9 @@ int rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
         rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CANCELLED,
                                   "the application has left");
     }
-    unlock(ep);
+    rdmahttp_endpoint_unlock(ep);
     if (rc) {
-        wake(ep);
+        rdmahttp_endpoint_wake(ep);
     }
     return rc;
 }

@@ -52,10 +52,12 @@ int rdmahttp_endpoint_field(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
 
 /* The transfer functions of the same names, with the endpoint's lock and what
  * follows from them. */
+/* bind: -1: no such connection was ever accepted. */
+int rdmahttp_endpoint_bind(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
+                           uint32_t conn);
 int rdmahttp_endpoint_head(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                            const rdma_hdr_response *resp);
-int rdmahttp_endpoint_declined(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
-                                uint32_t conn);
+void rdmahttp_endpoint_declined(rdmahttp_endpoint *ep, rdmahttp_transfer *t);
 void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                                uint32_t reason, const char *why);
 

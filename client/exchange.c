@@ -225,8 +225,7 @@ static size_t on_body(char *bytes, size_t size, size_t count, void *arg)
 {
     rdmahttp_exchange *x = arg;
 
-    if (size * count > 0 &&
-        x->ask->body(x->ask->baton, bytes, size * count)) {
+    if (size * count > 0 && x->ask->body(x->ask->baton, bytes, size * count)) {
         x->stopped = 1;
         return 0;
     }
@@ -309,8 +308,8 @@ static int make_headers(const rdmahttp_ask *ask, struct curl_slist **list)
 static int set_options(rdmahttp_exchange *x, const rdmahttp_ask *ask,
                        struct curl_slist *headers)
 {
-    long seconds = (long)(x->conf->timeout_ms / 1000 ? x->conf->timeout_ms / 1000
-                                                     : 1);
+    long seconds =
+        (long)(x->conf->timeout_ms / 1000 ? x->conf->timeout_ms / 1000 : 1);
     char local[128];
 
     curl_easy_reset(x->easy); /* connections stay */
@@ -319,8 +318,7 @@ static int set_options(rdmahttp_exchange *x, const rdmahttp_ask *ask,
     SET(CURLOPT_FOLLOWLOCATION, 0L); /* another origin, another endpoint */
     SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_ERRORBUFFER, x->error);
-    SET(CURLOPT_USERAGENT,
-        x->conf->user_agent ? x->conf->user_agent : AGENT);
+    SET(CURLOPT_USERAGENT, x->conf->user_agent ? x->conf->user_agent : AGENT);
     SET(CURLOPT_HTTPHEADER, headers);
     SET(CURLOPT_HEADERFUNCTION, on_header);
     SET(CURLOPT_HEADERDATA, x);
@@ -344,9 +342,9 @@ static int set_options(rdmahttp_exchange *x, const rdmahttp_ask *ask,
         SET(CURLOPT_INTERFACE, local);
     }
     if (ask->family) {
-        SET(CURLOPT_IPRESOLVE, (long)(ask->family == AF_INET6
-                                          ? CURL_IPRESOLVE_V6
-                                          : CURL_IPRESOLVE_V4));
+        SET(CURLOPT_IPRESOLVE,
+            (long)(ask->family == AF_INET6 ? CURL_IPRESOLVE_V6
+                                           : CURL_IPRESOLVE_V4));
     }
     return 0;
 }
@@ -379,8 +377,7 @@ static rdmahttp_outcome translate(const rdmahttp_exchange *x, CURLcode code)
     case CURLE_COULDNT_RESOLVE_PROXY:
     case CURLE_COULDNT_CONNECT:
     case CURLE_INTERFACE_FAILED:
-        return x->ask->field ? RDMAHTTP_HTTP_ELSEWHERE
-                             : RDMAHTTP_HTTP_NOT_SENT;
+        return x->ask->field ? RDMAHTTP_HTTP_ELSEWHERE : RDMAHTTP_HTTP_NOT_SENT;
     case CURLE_SSL_CONNECT_ERROR:
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CERTPROBLEM:
@@ -416,8 +413,7 @@ rdmahttp_outcome rdmahttp_exchange_run(rdmahttp_exchange *x,
     }
     else {
         if (ask->field) {
-            rdmahttp_log(x->conf, RDMAHTTP_LOG_INFO, "> RDMA: %s",
-                         ask->masked);
+            rdmahttp_log(x->conf, RDMAHTTP_LOG_INFO, "> RDMA: %s", ask->masked);
         }
         code = curl_easy_perform(x->easy);
         out = translate(x, code);

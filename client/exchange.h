@@ -20,14 +20,14 @@ typedef struct rdmahttp_exchange rdmahttp_exchange;
 /* The head of the final response. */
 typedef struct rdmahttp_head {
     long status;
-    int http11;       /* the response is HTTP/1.1 */
-    char *rdma;       /* the RDMA field's lines joined by ", "; NULL: none */
+    int http11; /* the response is HTTP/1.1 */
+    char *rdma; /* the RDMA field's lines joined by ", "; NULL: none */
     size_t rdma_len;
-    int nominated;    /* Connection has the option RDMA */
-    int has_length;   /* Content-Length */
+    int nominated;  /* Connection has the option RDMA */
+    int has_length; /* Content-Length */
     uint64_t length;
     int chunked;
-    char *location;   /* NULL: none */
+    char *location; /* NULL: none */
 } rdmahttp_head;
 
 typedef struct rdmahttp_ask {
@@ -57,8 +57,8 @@ typedef enum rdmahttp_outcome {
     RDMAHTTP_HTTP_ELSEWHERE, /* the same, but another local address might do */
     RDMAHTTP_HTTP_CUT,       /* cut, timeout: before or after the head */
     RDMAHTTP_HTTP_TLS,
-    RDMAHTTP_HTTP_BROKEN,    /* not HTTP, or more than we take */
-    RDMAHTTP_HTTP_USAGE,     /* the URL, or something else of the caller's */
+    RDMAHTTP_HTTP_BROKEN, /* not HTTP, or more than we take */
+    RDMAHTTP_HTTP_USAGE,  /* the URL, or something else of the caller's */
     RDMAHTTP_HTTP_MEMORY
 } rdmahttp_outcome;
 

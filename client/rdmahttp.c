@@ -18,7 +18,7 @@
 /* What is known of an origin. */
 typedef struct origin {
     struct origin *next;
-    char *name; /* scheme://host:port */
+    char *name;                  /* scheme://host:port */
     rdmahttp_endpoint *ep;       /* NULL: none can be had */
     char why[RDMAHTTP_TEXT_MAX]; /* then */
 } origin;
@@ -169,8 +169,8 @@ static void open_endpoint(rdmahttp *h, const target *u, origin *o)
 {
     struct sockaddr_storage locals[RDMAHTTP_ROUTES];
     char why[RDMAHTTP_TEXT_MAX];
-    size_t n = rdmahttp_route_locals(u->host, u->port, h->conf.bind_address,
-                                     locals);
+    size_t n =
+        rdmahttp_route_locals(u->host, u->port, h->conf.bind_address, locals);
     size_t i;
 
     snprintf(o->why, sizeof(o->why), "no local address for this host");
@@ -262,8 +262,8 @@ typedef struct attempt {
     rdmahttp_endpoint *ep;
     rdmahttp_transfer *t; /* NULL: without the field */
     verdict verdict;
-    int drop;       /* the body is not wanted */
-    int sink_said;  /* the sink has stopped it */
+    int drop;      /* the body is not wanted */
+    int sink_said; /* the sink has stopped it */
     char why[RDMAHTTP_TEXT_MAX];
 } attempt;
 
@@ -277,10 +277,10 @@ static int fail(attempt *a, const char *why)
     return -1;
 }
 
-static int by_tcp(attempt *a, uint32_t conn, const char *why)
+static int by_tcp(attempt *a, const char *why)
 {
-    if (a->t && rdmahttp_endpoint_declined(a->ep, a->t, conn)) {
-        return fail(a, "the answer names an unknown RDMA connection");
+    if (a->t) {
+        rdmahttp_endpoint_declined(a->ep, a->t);
     }
     if (why) {
         snprintf(a->result->why, sizeof(a->result->why), "%s", why);
@@ -296,7 +296,7 @@ static int declined(attempt *a, const rdma_hdr_response *resp)
 
     a->result->declined = rdma_hdr_declined_name(resp->declined);
     snprintf(why, sizeof(why), "server declined: %s", a->result->declined);
-    return by_tcp(a, resp->conn, why);
+    return by_tcp(a, why);
 }
 
 /* A head of form W or R. */
@@ -321,8 +321,8 @@ static int by_rdma(attempt *a, const rdmahttp_head *head,
     if (rdmahttp_endpoint_head(a->ep, a->t, resp)) {
         return fail(a, a->t->why);
     }
-    result->path = resp->kind == RDMA_HDR_WRITE ? RDMAHTTP_BY_WRITE
-                                                : RDMAHTTP_BY_READ;
+    result->path =
+        resp->kind == RDMA_HDR_WRITE ? RDMAHTTP_BY_WRITE : RDMAHTTP_BY_READ;
     result->why[0] = '\0';
     result->has_length = 1;
     result->length = resp->kind == RDMA_HDR_WRITE ? resp->total : resp->len;
@@ -337,26 +337,29 @@ static int judge(attempt *a, const rdmahttp_head *head)
 
     if (!head->rdma) {
         if (!a->t) {
-            return by_tcp(a, 0, NULL);
+            return by_tcp(a, NULL);
         }
-        return by_tcp(a, 0, head->has_length && head->length == 0
-                                ? "there is no body to move"
-                                : "the server did not offer RDMA");
+        return by_tcp(a, head->has_length && head->length == 0
+                             ? "there is no body to move"
+                             : "the server did not offer RDMA");
     }
     if (!head->nominated || !head->http11 ||
         rdma_hdr_parse_response(head->rdma, head->rdma_len, &resp) !=
             RDMA_HDR_OK) {
         return a->t || head->length == 0
                    ? fail(a, "the RDMA field of the answer is malformed")
-                   : by_tcp(a, 0, NULL);
+                   : by_tcp(a, NULL);
     }
     if (!a->t) {
         return resp.declined != RDMA_HDR_NOT_DECLINED
-                   ? by_tcp(a, 0, NULL)
+                   ? by_tcp(a, NULL)
                    : fail(a, "an answer by RDMA that nobody asked for");
     }
     if (resp.id != a->t->id && resp.id != 0) {
         return fail(a, "the answer has the id of another request");
+    }
+    if (resp.conn != 0 && rdmahttp_endpoint_bind(a->ep, a->t, resp.conn)) {
+        return fail(a, "the answer names an unknown RDMA connection");
     }
     return resp.declined != RDMA_HDR_NOT_DECLINED ? declined(a, &resp)
                                                   : by_rdma(a, head, &resp);
@@ -446,8 +449,7 @@ static void begin(attempt *a)
         snprintf(why, RDMAHTTP_TEXT_MAX, "RDMA is switched off");
     }
     else if (strcmp(a->to.scheme, "https") == 0 && !conf->over_tls) {
-        snprintf(why, RDMAHTTP_TEXT_MAX,
-                 "https is encrypted and RDMA is not");
+        snprintf(why, RDMAHTTP_TEXT_MAX, "https is encrypted and RDMA is not");
     }
     else if (rdmahttp_route_proxied(a->to.scheme, a->to.host)) {
         snprintf(why, RDMAHTTP_TEXT_MAX, "the environment names a proxy");
@@ -539,9 +541,9 @@ static rdmahttp_status run_once(attempt *a, int *again)
         snprintf(message, RDMAHTTP_TEXT_MAX, "%s", a->why);
         *again = a->t != NULL;
     }
-    else if (a->t && (out == RDMAHTTP_HTTP_REPEATED ||
-                      out == RDMAHTTP_HTTP_ELSEWHERE ||
-                      (out == RDMAHTTP_HTTP_CUT && a->verdict != BY_TCP))) {
+    else if (a->t &&
+             (out == RDMAHTTP_HTTP_REPEATED || out == RDMAHTTP_HTTP_ELSEWHERE ||
+              (out == RDMAHTTP_HTTP_CUT && a->verdict != BY_TCP))) {
         snprintf(a->why, sizeof(a->why), "%s",
                  out == RDMAHTTP_HTTP_REPEATED
                      ? "the HTTP connection was lost before the answer"

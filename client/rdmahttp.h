@@ -55,16 +55,16 @@ const char *rdmahttp_path_name(rdmahttp_path path);
 
 typedef struct rdmahttp_conf {
     rdmahttp_mode mode;
-    size_t window;            /* bytes of one window; 0: RDMAHTTP_WINDOW */
-    unsigned windows;         /* requests at a time per origin; 0: 1 */
-    uint16_t port_min;        /* listener's port, from 1024; 0: any */
+    size_t window;     /* bytes of one window; 0: RDMAHTTP_WINDOW */
+    unsigned windows;  /* requests at a time per origin; 0: 1 */
+    uint16_t port_min; /* listener's port, from 1024; 0: any */
     uint16_t port_max;
     const char *bind_address; /* local IPv4 or IPv6 literal; NULL: by route */
-    int over_tls;             /* 1: offer on https, although RDMA is plaintext */
-    int any_peer;             /* 1: accept RDMA from any address */
-    unsigned timeout_ms;      /* without progress; 0: RDMAHTTP_TIMEOUT_MS */
-    unsigned connections;     /* per endpoint; 0: RDMAHTTP_CONNECTIONS */
-    const char *user_agent;   /* NULL: librdmahttp's */
+    int over_tls;           /* 1: offer on https, although RDMA is plaintext */
+    int any_peer;           /* 1: accept RDMA from any address */
+    unsigned timeout_ms;    /* without progress; 0: RDMAHTTP_TIMEOUT_MS */
+    unsigned connections;   /* per endpoint; 0: RDMAHTTP_CONNECTIONS */
+    const char *user_agent; /* NULL: librdmahttp's */
     /* May be called by any thread, one at a time per endpoint. */
     void (*log)(void *baton, int level, const char *line);
     void *log_baton;
@@ -89,17 +89,17 @@ typedef enum rdmahttp_status {
 
 typedef struct rdmahttp_result {
     rdmahttp_path path;
-    long http;                   /* status code; 0: no head came */
-    int has_length;              /* the length of the content is known */
-    uint64_t length;             /* bytes */
-    uint64_t bytes_rdma;         /* handed to the sink, came by RDMA */
-    uint64_t bytes_tcp;          /* handed to the sink, came by TCP */
+    long http;           /* status code; 0: no head came */
+    int has_length;      /* the length of the content is known */
+    uint64_t length;     /* bytes */
+    uint64_t bytes_rdma; /* handed to the sink, came by RDMA */
+    uint64_t bytes_tcp;  /* handed to the sink, came by TCP */
     unsigned redirects;
     unsigned attempts;           /* requests sent, without redirects */
     const char *declined;        /* the server's token: "busy", ...; or NULL */
     char why[RDMAHTTP_TEXT_MAX]; /* why by TCP, for people; "" if by RDMA */
     char message[RDMAHTTP_TEXT_MAX]; /* what failed; "" if nothing did */
-    char *url;                   /* after redirects; NULL before the first */
+    char *url; /* after redirects; NULL before the first */
 } rdmahttp_result;
 
 void rdmahttp_result_clear(rdmahttp_result *result);

@@ -77,8 +77,7 @@ static double seconds(void)
     return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
 }
 
-__attribute__((format(printf, 1, 2))) static void complain(const char *fmt,
-                                                           ...)
+__attribute__((format(printf, 1, 2))) static void complain(const char *fmt, ...)
 {
     va_list ap;
 
@@ -176,8 +175,7 @@ static int set_ports(settings *set, const char *value)
     const char *dash = strchr(value, '-');
     uint64_t low, high;
 
-    if (!dash ||
-        number(value, (size_t)(dash - value), 1024, 65535, &low) ||
+    if (!dash || number(value, (size_t)(dash - value), 1024, 65535, &low) ||
         number(dash + 1, strlen(dash + 1), low, 65535, &high)) {
         return -1;
     }
@@ -266,10 +264,10 @@ static const option_row rows[] = {
     {'O', "output-document", "FILE", "write to FILE; - is standard output",
      set_file},
     {'q', "quiet", NULL, "say nothing but errors", set_quiet},
-    {'v', "verbose", NULL, "show the fields, heads and connections; twice: more",
-     set_verbose},
-    {0, "rdma", "MODE",
-     "auto (the default), write, read or off: what to offer", set_mode},
+    {'v', "verbose", NULL,
+     "show the fields, heads and connections; twice: more", set_verbose},
+    {0, "rdma", "MODE", "auto (the default), write, read or off: what to offer",
+     set_mode},
     {0, "rdma-require", NULL, "fail with 9 when the body comes by TCP",
      set_require},
     {0, "rdma-window", "SIZE", "bytes to offer, also 64K, 4M (default), 1G",
@@ -519,8 +517,9 @@ static int sink_rewind(void *baton)
 
 static int exit_code(const run *r, rdmahttp_status status)
 {
-    static const int codes[] = {EXIT_OK,  EXIT_USAGE,    EXIT_OTHER, EXIT_NETWORK,
-                                EXIT_TLS, EXIT_PROTOCOL, EXIT_OTHER};
+    static const int codes[] = {EXIT_OK,      EXIT_USAGE, EXIT_OTHER,
+                                EXIT_NETWORK, EXIT_TLS,   EXIT_PROTOCOL,
+                                EXIT_OTHER};
     long http = r->result.http;
 
     if (r->refused) {
@@ -552,9 +551,8 @@ static void report_failure(run *r, int code)
     }
     else if (code == EXIT_SERVER || code == EXIT_AUTH) {
         complain("%s: the server answered %ld%s", url, res->http,
-                 res->redirects >= 20 && res->http < 400
-                     ? " after 20 redirects"
-                     : "");
+                 res->redirects >= 20 && res->http < 400 ? " after 20 redirects"
+                                                         : "");
     }
     else {
         complain("%s: %s", url, res->message);
@@ -571,8 +569,8 @@ static void report_success(run *r, double took)
     if (r->shown) {
         fputs("\r\033[K", stderr);
     }
-    fprintf(stderr, "%s: %" PRIu64 " bytes by %s in %.3f s, %.1f MB/s",
-            r->name, r->bytes, ways[res->path], took,
+    fprintf(stderr, "%s: %" PRIu64 " bytes by %s in %.3f s, %.1f MB/s", r->name,
+            r->bytes, ways[res->path], took,
             took > 0 ? (double)r->bytes / took / 1e6 : 0.0);
     fprintf(stderr, "%s%s\n", res->why[0] ? "; by TCP: " : "", res->why);
 }
@@ -640,8 +638,7 @@ static void catch_signals(void)
         struct sigaction old;
 
         /* nohup and the like stay as they are */
-        if (sigaction(which[i], NULL, &old) == 0 &&
-            old.sa_handler != SIG_IGN) {
+        if (sigaction(which[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) {
             sigaction(which[i], &sa, NULL);
         }
     }

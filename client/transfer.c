@@ -186,8 +186,8 @@ int rdmahttp_transfer_message(rdmahttp_transfer *t, rdmahttp_peer *peer,
             t->they_said |= (m->flags & RDMA_HDR_FIN) != 0;
         }
         else {
-            rc = m->type == RDMA_HDR_WRITTEN ? on_written(t, m)
-                                             : on_offer(t, m);
+            rc =
+                m->type == RDMA_HDR_WRITTEN ? on_written(t, m) : on_offer(t, m);
         }
     }
     else {
@@ -205,32 +205,37 @@ static int head_fails(rdmahttp_transfer *t, const char *why)
     return -1;
 }
 
+void rdmahttp_transfer_bind(rdmahttp_transfer *t, uint32_t conn,
+                            rdmahttp_peer *peer)
+{
+    if (t->conn == 0 && t->state == RDMAHTTP_SENT) {
+        bind_to(t, conn, peer);
+        transit(t, RDMAHTTP_BOUND, "head");
+    }
+    else if (t->conn != conn && peer) {
+        peer->doomed = 1; /* it came second */
+    }
+}
+
 int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
                            rdmahttp_peer *peer)
 {
     t->head = 1;
-    if (t->conn == 0) {
-        if (!peer) {
-            return head_fails(t, "the answer names an unknown connection");
-        }
-        bind_to(t, resp->conn, peer);
-    }
-    else if (t->conn != resp->conn) {
-        if (peer) {
-            peer->doomed = 1; /* it came second */
-        }
+    if (t->conn != resp->conn) {
         return head_fails(t, "the answer names another connection");
     }
-    if (t->broken) {
+    if (t->broken || t->state != RDMAHTTP_BOUND) {
         return head_fails(t, t->why);
+    }
+    if (!peer && !t->fin) {
+        return head_fails(t, "the RDMA connection was lost");
     }
     if (t->kind != resp->kind) {
         return head_fails(t, "the connection is of the other kind");
     }
     if (resp->kind == RDMA_HDR_WRITE) {
-        if (resp->total > t->len ||
-            (t->fin ? t->announced != resp->total
-                    : t->announced > resp->total)) {
+        if (resp->total > t->len || (t->fin ? t->announced != resp->total
+                                            : t->announced > resp->total)) {
             return head_fails(t, "the answer contradicts WRITTEN");
         }
         t->has_total = 1;
@@ -251,17 +256,10 @@ int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
     return 0;
 }
 
-void rdmahttp_transfer_declined(rdmahttp_transfer *t, uint32_t conn,
-                                rdmahttp_peer *peer)
+void rdmahttp_transfer_declined(rdmahttp_transfer *t)
 {
     t->head = 1;
     t->by_tcp = 1;
-    if (conn != 0 && t->conn == 0) {
-        bind_to(t, conn, peer);
-    }
-    else if (conn != 0 && t->conn != conn && peer) {
-        peer->doomed = 1;
-    }
     if (ended(t)) {
         return;
     }
@@ -345,6 +343,7 @@ void rdmahttp_transfer_consume(rdmahttp_transfer *t, uint64_t n)
 int rdmahttp_transfer_next_word(rdmahttp_transfer *t, rdma_hdr_msg *m,
                                 int *last)
 {
+    /* What the server may forget or overwrite. */
     uint64_t out = t->kind == RDMA_HDR_READ ? t->arrived : t->consumed;
 
     if (!t->peer || !t->peer->open || t->peer->closed || t->we_said) {

@@ -55,10 +55,10 @@ typedef struct rdmahttp_peer {
     rdma_conn *conn;
     uint32_t number;
     rdma_hdr_kind kind;
-    int open;    /* HELLO has come */
-    int closed;  /* nothing comes or goes any more; to be destroyed */
-    int doomed;  /* to be closed by the endpoint's thread */
-    int stalled; /* no READ can be posted before one has completed */
+    int open;              /* HELLO has come */
+    int closed;            /* nothing comes or goes any more; to be destroyed */
+    int doomed;            /* to be closed by the endpoint's thread */
+    int stalled;           /* no READ can be posted before one has completed */
     rdma_conn_time opened; /* accepted: HELLO is due soon after */
 } rdmahttp_peer;
 
@@ -99,11 +99,11 @@ typedef struct rdmahttp_transfer {
     rdma_hdr_kind kind;
 
     /* What the head said. */
-    int head;        /* it has come */
-    int by_tcp;      /* it said that the body comes by TCP */
+    int head;   /* it has come */
+    int by_tcp; /* it said that the body comes by TCP */
     int has_total;
-    uint64_t total;  /* bytes */
-    uint32_t stag;   /* READ: the part */
+    uint64_t total; /* bytes */
+    uint32_t stag;  /* READ: the part */
     uint64_t to;
 
     /* Where it stands; body offsets, in bytes, each <= the one before. */
@@ -118,11 +118,11 @@ typedef struct rdmahttp_transfer {
     int we_said;   /* ours is queued or sent */
     int abort;     /* an ABORT is due, for this reason */
     uint32_t reason;
-    int qp_gone;   /* the connection's QP has been destroyed */
-    int broken;    /* will not be by RDMA */
+    int qp_gone; /* the connection's QP has been destroyed */
+    int broken;  /* will not be by RDMA */
     char why[RDMAHTTP_TRANSFER_WHY]; /* then: for people */
     rdma_conn_time deadline; /* in WAIT_LAST: then the connection has to go */
-    int released;  /* the application has let go of it */
+    int released;            /* the application has let go of it */
 
     unsigned reads; /* in flight */
     rdmahttp_read read[RDMA_CONN_READS];
@@ -140,16 +140,20 @@ void rdmahttp_endpoint_changed(const rdmahttp_transfer *t,
 int rdmahttp_transfer_message(rdmahttp_transfer *t, rdmahttp_peer *peer,
                               const rdma_hdr_msg *m);
 
+/* A head that can be read names conn; peer NULL: it is gone. Whatever else is
+ * wrong with the head, we know whom to say ABORT to. */
+void rdmahttp_transfer_bind(rdmahttp_transfer *t, uint32_t conn,
+                            rdmahttp_peer *peer);
+
 /* The head says that the body comes by RDMA, in one piece; peer is the
- * connection it names, NULL if there is no such or no more. 0, or -1: the
+ * connection it names, NULL if it is no more. Bound before. 0, or -1: the
  * response has failed, t->why says why, and the transfer is given up. */
 int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
                            rdmahttp_peer *peer);
 
-/* The head says that the body comes by TCP; conn and peer are those of
- * declined=failed (peer NULL: no such connection, or no more), or 0 and NULL. */
-void rdmahttp_transfer_declined(rdmahttp_transfer *t, uint32_t conn,
-                                rdmahttp_peer *peer);
+/* The head says that the body comes by TCP; with declined=failed, which names a
+ * connection, bound before. */
+void rdmahttp_transfer_declined(rdmahttp_transfer *t);
 
 /* No more of this: for reason (rdma_hdr_abort), because why. Harmless when it
  * is over already. */
