@@ -13,12 +13,14 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define BACKLOG      64
 #define PORT_TRIES   64 /* of any port: siw's may be taken by plain TCP */
 #define WINDOW_LEAST ((size_t)64 * 1024)
-#define CONN_MEMORY  ((size_t)64 * 1024) /* registered per connection, most */
+#define CONN_MEMORY  ((size_t)64 * 1024)  /* registered per connection, most */
+#define CONN_RESERVE ((size_t)256 * 1024) /* of memlock, for connections */
 #define LINGER       ((rdma_conn_time)1 * 1000000)
 
 /* ---- small things ------------------------------------------------------ */
@@ -204,12 +206,30 @@ static int map_window(rdmahttp_endpoint *ep, rdmahttp_window *w)
                         &w->region);
 }
 
+/* What RLIMIT_MEMLOCK allows a window to be when connections need some too: a
+ * device may count every page, whoever we are. */
+static size_t most_of_memlock(size_t wanted)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) || limit.rlim_cur == RLIM_INFINITY ||
+        limit.rlim_cur >= wanted + CONN_RESERVE) {
+        return wanted;
+    }
+    return limit.rlim_cur < WINDOW_LEAST + CONN_RESERVE
+               ? WINDOW_LEAST
+               : (size_t)limit.rlim_cur - CONN_RESERVE;
+}
+
 /* The first window; smaller if RLIMIT_MEMLOCK wants it so. */
 static int first_window(rdmahttp_endpoint *ep, char *why)
 {
     size_t wanted = ep->window_len;
     int error;
 
+    if (wanted > WINDOW_LEAST) {
+        ep->window_len = most_of_memlock(wanted);
+    }
     while ((error = map_window(ep, &ep->window[0])) == ENOMEM &&
            ep->window_len / 2 >= WINDOW_LEAST) {
         ep->window_len /= 2;
