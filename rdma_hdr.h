@@ -19,19 +19,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define RDMA_HDR_VERSION     1
-#define RDMA_HDR_FIELD       "RDMA" /* field name and connection option */
-#define RDMA_HDR_TOKEN_LEN   16
-#define RDMA_HDR_ADDR_MAX    46 /* longest canonical literal, with its NUL */
-#define RDMA_HDR_FIELD_MAX   4096 /* a longer field value is malformed */
-#define RDMA_HDR_FORMAT_MAX  256 /* room for any field value that we write */
-#define RDMA_HDR_PORT_MIN    1024
-#define RDMA_HDR_PORT_MAX    65535
-#define RDMA_HDR_ID_MAX      0x7fffffffu
-#define RDMA_HDR_WINDOW_MAX  ((uint64_t)1 << 40) /* bytes, PROTOCOL.md */
-#define RDMA_HDR_TOTAL_MAX   999999999999999u /* an RFC 9651 Integer */
-#define RDMA_HDR_DEPTH_MIN   8
-#define RDMA_HDR_DEPTH_MAX   255
+#define RDMA_HDR_VERSION    1
+#define RDMA_HDR_FIELD      "RDMA" /* field name and connection option */
+#define RDMA_HDR_TOKEN_LEN  16
+#define RDMA_HDR_ADDR_MAX   46   /* longest canonical literal, with its NUL */
+#define RDMA_HDR_FIELD_MAX  4096 /* a longer field value is malformed */
+#define RDMA_HDR_FORMAT_MAX 256  /* room for any field value that we write */
+#define RDMA_HDR_PORT_MIN   1024
+#define RDMA_HDR_PORT_MAX   65535
+#define RDMA_HDR_ID_MAX     0x7fffffffu
+#define RDMA_HDR_WINDOW_MAX ((uint64_t)1 << 40) /* bytes, PROTOCOL.md */
+#define RDMA_HDR_TOTAL_MAX  999999999999999u    /* an RFC 9651 Integer */
+#define RDMA_HDR_DEPTH_MIN  8
+#define RDMA_HDR_DEPTH_MAX  255
 
 typedef enum rdma_hdr_status {
     RDMA_HDR_OK = 0,
@@ -70,15 +70,15 @@ const char *rdma_hdr_declined_name(rdma_hdr_declined why);
 /* ---- the request field ------------------------------------------------- */
 
 typedef struct rdma_hdr_request {
-    uint16_t port;                /* the client's RDMA listener */
-    int family;                   /* of addr: 0 absent, 4 or 6 */
-    uint8_t addr[16];             /* network order; 4 bytes used for family 4 */
+    uint16_t port;    /* the client's RDMA listener */
+    int family;       /* of addr: 0 absent, 4 or 6 */
+    uint8_t addr[16]; /* network order; 4 bytes used for family 4 */
     uint8_t token[RDMA_HDR_TOKEN_LEN];
-    uint32_t id;                  /* 1 .. RDMA_HDR_ID_MAX */
-    rdma_hdr_kind prefer[2];      /* the client's order; NONE: not offered */
-    uint32_t stag;                /* the window, when WRITE is offered */
-    uint64_t to;                  /* bytes: its tagged offset */
-    uint64_t len;                 /* bytes: 1 .. RDMA_HDR_WINDOW_MAX */
+    uint32_t id;             /* 1 .. RDMA_HDR_ID_MAX */
+    rdma_hdr_kind prefer[2]; /* the client's order; NONE: not offered */
+    uint32_t stag;           /* the window, when WRITE is offered */
+    uint64_t to;             /* bytes: its tagged offset */
+    uint64_t len;            /* bytes: 1 .. RDMA_HDR_WINDOW_MAX */
 } rdma_hdr_request;
 
 /* Parse a request field value (several field lines joined by ", ", RFC 9110,
@@ -101,16 +101,16 @@ int rdma_hdr_offers(const rdma_hdr_request *req, rdma_hdr_kind kind);
 /* ---- the response field ------------------------------------------------ */
 
 typedef struct rdma_hdr_response {
-    uint32_t id;                  /* 0: absent (declined=malformed, version) */
-    uint32_t conn;                /* 0: absent; see below */
-    rdma_hdr_declined declined;   /* NOT_DECLINED: by RDMA, see kind */
-    rdma_hdr_kind kind;           /* NONE when declined */
+    uint32_t id;                /* 0: absent (declined=malformed, version) */
+    uint32_t conn;              /* 0: absent; see below */
+    rdma_hdr_declined declined; /* NOT_DECLINED: by RDMA, see kind */
+    rdma_hdr_kind kind;         /* NONE when declined */
     int has_total;
-    uint64_t total;               /* bytes of the whole content, if has_total */
-    uint32_t stag;                /* READ: the part named in the head */
+    uint64_t total; /* bytes of the whole content, if has_total */
+    uint32_t stag;  /* READ: the part named in the head */
     uint64_t to;
-    uint64_t len;                 /* READ: bytes, 1 .. UINT32_MAX */
-    int fin;                      /* READ: this part is the whole body */
+    uint64_t len; /* READ: bytes, 1 .. UINT32_MAX */
+    int fin;      /* READ: this part is the whole body */
 } rdma_hdr_response;
 
 /* As the request functions. A field that is no form of PROTOCOL.md's table is
@@ -152,8 +152,8 @@ typedef struct rdma_hdr_connect {
 
 typedef struct rdma_hdr_accept {
     rdma_hdr_kind kind;
-    uint8_t depth;  /* receives that the client has posted */
-    uint32_t conn;  /* 1 and up */
+    uint8_t depth; /* receives that the client has posted */
+    uint32_t conn; /* 1 and up */
 } rdma_hdr_accept;
 
 void rdma_hdr_put_connect(const rdma_hdr_connect *in,
@@ -197,13 +197,13 @@ typedef enum rdma_hdr_type {
  * An unknown one is valid. */
 typedef enum rdma_hdr_abort {
     RDMA_HDR_ABORT_UNSPECIFIED = 0,
-    RDMA_HDR_ABORT_CANCELLED = 1, /* the application or the HTTP peer left */
-    RDMA_HDR_ABORT_TIMEOUT = 2,   /* no progress within the deadline */
-    RDMA_HDR_ABORT_LEASE = 3,     /* the lease has run out: give it back */
-    RDMA_HDR_ABORT_CONTENT = 4,   /* the content could not be made or taken */
-    RDMA_HDR_ABORT_SHUTDOWN = 5,  /* this end is stopping */
+    RDMA_HDR_ABORT_CANCELLED = 1,  /* the application or the HTTP peer left */
+    RDMA_HDR_ABORT_TIMEOUT = 2,    /* no progress within the deadline */
+    RDMA_HDR_ABORT_LEASE = 3,      /* the lease has run out: give it back */
+    RDMA_HDR_ABORT_CONTENT = 4,    /* the content could not be made or taken */
+    RDMA_HDR_ABORT_SHUTDOWN = 5,   /* this end is stopping */
     RDMA_HDR_ABORT_UNKNOWN_ID = 6, /* this id is given up or failed here */
-    RDMA_HDR_ABORT_ANSWER = 7     /* answers the other end's ABORT */
+    RDMA_HDR_ABORT_ANSWER = 7      /* answers the other end's ABORT */
 } rdma_hdr_abort;
 
 typedef struct rdma_hdr_msg {
@@ -211,10 +211,10 @@ typedef struct rdma_hdr_msg {
     uint8_t flags;    /* RDMA_HDR_FIN */
     uint16_t credits; /* receives posted again since the last message */
     uint32_t id;
-    uint64_t bytes;   /* cumulative body bytes: WRITTEN, OFFER, CONSUMED */
-    uint32_t stag;    /* OFFER */
-    uint32_t len;     /* OFFER: bytes; ABORT: reason */
-    uint64_t to;      /* OFFER */
+    uint64_t bytes; /* cumulative body bytes: WRITTEN, OFFER, CONSUMED */
+    uint32_t stag;  /* OFFER */
+    uint32_t len;   /* OFFER: bytes; ABORT: reason */
+    uint64_t to;    /* OFFER */
 } rdma_hdr_msg;
 
 /* Fields that the type does not use are sent as 0, whatever *in has there. */
