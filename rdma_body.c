@@ -114,7 +114,25 @@ void rdma_body_set_destroy(rdma_body_set *set)
     free(set);
 }
 
-unsigned rdma_body_set_live(const rdma_body_set *set) { return set->live; }
+unsigned rdma_body_set_live(const rdma_body_set *set)
+{
+    return set->live;
+}
+
+static rdma_body *find(const rdma_body_set *set, uint32_t id)
+{
+    rdma_body *b = set->bodies;
+
+    while (b && (b->id != id || b->state == CLOSED)) {
+        b = b->next;
+    }
+    return b;
+}
+
+int rdma_body_set_has(const rdma_body_set *set, uint32_t id)
+{
+    return find(set, id) != NULL;
+}
 
 /* ---- states ------------------------------------------------------------ */
 
@@ -226,8 +244,8 @@ static int grow_arena(rdma_body_set *set, size_t len)
     struct ibv_pd *pd = rdma_conn_pd(set->conn);
 
     if (set->arena) {
-        if (!rdma_mem_arena_idle(set->arena) ||
-            rdma_mem_arena_bytes(set->arena) >= len) {
+        if (!rdma_mem_arena_idle(set->arena)
+            || rdma_mem_arena_bytes(set->arena) >= len) {
             return ENOMEM;
         }
         rdma_mem_arena_destroy(set->arena);
@@ -305,7 +323,10 @@ rdma_hdr_declined rdma_body_open(rdma_body_set *set,
 
 /* ---- filling ----------------------------------------------------------- */
 
-static int is_write(const rdma_body *b) { return b->nblocks > 0; }
+static int is_write(const rdma_body *b)
+{
+    return b->nblocks > 0;
+}
 
 /* Neither the connection nor the client has ended it. */
 static int alive(const rdma_body *b)
@@ -333,8 +354,8 @@ char *rdma_body_space(rdma_body *b, size_t *room)
 
     rdma_conn_lock(c);
     if (left > 0 && alive(b) && is_write(b)) {
-        if (rdma_conn_wait(c, block_is_free, b, progress_deadline(b)) == 0 &&
-            alive(b)) {
+        if (rdma_conn_wait(c, block_is_free, b, progress_deadline(b)) == 0
+            && alive(b)) {
             *room = RDMA_MEM_BLOCK - b->filled;
             at = b->blocks[b->current].base + b->filled;
         }
@@ -391,8 +412,8 @@ static int write_block(rdma_body *b)
 {
     writing w = {b, 0};
 
-    if (rdma_conn_wait(b->set->conn, try_write, &w, progress_deadline(b)) ||
-        w.rc) {
+    if (rdma_conn_wait(b->set->conn, try_write, &w, progress_deadline(b))
+        || w.rc) {
         return -1;
     }
     if (b->state == RESERVED) {
@@ -458,8 +479,8 @@ static int finish_write(rdma_body *b)
         b->flying--;
         return -1;
     }
-    if (rdma_conn_wait(c, has_been_sent, b, progress_deadline(b)) ||
-        b->sent_state != 1) {
+    if (rdma_conn_wait(c, has_been_sent, b, progress_deadline(b))
+        || b->sent_state != 1) {
         return -1;
     }
     return 0;
@@ -533,16 +554,6 @@ uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why)
 
 /* ---- the progress thread ----------------------------------------------- */
 
-static rdma_body *find(const rdma_body_set *set, uint32_t id)
-{
-    rdma_body *b = set->bodies;
-
-    while (b && (b->id != id || b->state == CLOSED)) {
-        b = b->next;
-    }
-    return b;
-}
-
 static void peer_last_word(rdma_body *b, const char *what)
 {
     b->peer_said = 1;
@@ -571,9 +582,9 @@ static int consumed(rdma_body *b, const rdma_hdr_msg *m)
         return 0;
     }
     /* What can be consumed has been announced, which it is with our fin. */
-    if (m->bytes < b->consumed || m->bytes > b->total ||
-        (b->state != SAID && (m->bytes > 0 || fin)) ||
-        (fin && m->bytes != b->total)) {
+    if (m->bytes < b->consumed || m->bytes > b->total
+        || (b->state != SAID && (m->bytes > 0 || fin))
+        || (fin && m->bytes != b->total)) {
         return -1;
     }
     if (m->bytes > b->consumed && !b->revoked) {

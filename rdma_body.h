@@ -55,8 +55,9 @@ rdma_body_set *rdma_body_set_create(rdma_conn *c, const rdma_body_conf *conf);
 /* What is left of the ids and the arena goes. Called from rdma_conn_destroy()'s
  * gone(): the QP is no more, the protection domain still is. */
 void rdma_body_set_destroy(rdma_body_set *set);
-/* [connection locked] Ids that are not CLOSED. */
+/* [connection locked] Ids that are not CLOSED; 1 if this id is one of them. */
 unsigned rdma_body_set_live(const rdma_body_set *set);
+int rdma_body_set_has(const rdma_body_set *set, uint32_t id);
 
 /* Reserve all that a body of total bytes (1 and up) needs. req is copied.
  * RDMA_HDR_NOT_DECLINED with *out, or why not (nothing has been posted then):

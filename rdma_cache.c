@@ -55,8 +55,8 @@ void rdma_cache_remind(rdma_cache *cache, rdma_conn_time when)
 
 int rdma_cache_same_client(const endpoint *a, const endpoint *b)
 {
-    return a->key.family == b->key.family && a->key.scope == b->key.scope &&
-           memcmp(a->key.addr, b->key.addr, sizeof(a->key.addr)) == 0;
+    return a->key.family == b->key.family && a->key.scope == b->key.scope
+           && memcmp(a->key.addr, b->key.addr, sizeof(a->key.addr)) == 0;
 }
 
 void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why)
@@ -91,8 +91,8 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
     cache->mem = rdma_mem_create(conf->memory);
     cache->events = rdma_create_event_channel();
     cache->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    if (!cache->mem || !cache->events || cache->wake_fd < 0 ||
-        fcntl(cache->events->fd, F_SETFL, O_NONBLOCK)) {
+    if (!cache->mem || !cache->events || cache->wake_fd < 0
+        || fcntl(cache->events->fd, F_SETFL, O_NONBLOCK)) {
         apr_status_t rv = errno ? errno : APR_ENOMEM;
 
         if (cache->events) {
@@ -170,9 +170,9 @@ static int evict(rdma_cache *cache, const endpoint *client)
     rdma_cache_slot *s;
 
     for (s = cache->slots; s; s = s->next) {
-        if (s->state == READY && s->refs == 0 &&
-            (!client || rdma_cache_same_client(s->ep, client)) &&
-            (!oldest || s->used < oldest->used)) {
+        if (s->state == READY && s->refs == 0
+            && (!client || rdma_cache_same_client(s->ep, client))
+            && (!oldest || s->used < oldest->used)) {
             unsigned live;
 
             rdma_conn_lock(s->conn);
@@ -259,8 +259,8 @@ rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
 
     *why = RDMA_HDR_BUSY;
     pthread_mutex_lock(&cache->lock);
-    if (cache->stopping || cache->refused ||
-        (!cache->started && rdma_progress_start(cache))) {
+    if (cache->stopping || cache->refused
+        || (!cache->started && rdma_progress_start(cache))) {
         goto out;
     }
     ep = get_endpoint(cache, t);
@@ -318,9 +318,9 @@ static int answers(rdma_cache_slot *slot)
     }
     else if (now - rdma_conn_heard(c) >= SILENCE) {
         s.since = rdma_conn_heard(c);
-        if (rdma_conn_ping(c) ||
-            rdma_conn_wait(c, has_spoken, &s,
-                           now + slot->cache->conf.connect_timeout)) {
+        if (rdma_conn_ping(c)
+            || rdma_conn_wait(c, has_spoken, &s,
+                              now + slot->cache->conf.connect_timeout)) {
             rdma_conn_close(c, RDMA_CONN_CAUSE_TIMEOUT);
             rc = -1;
         }
@@ -340,8 +340,8 @@ rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out)
 
     *out = NULL;
     pthread_mutex_lock(&cache->lock);
-    while ((slot->state == QUEUED || slot->state == CONNECTING) && rc == 0 &&
-           cache->stopping < 2) {
+    while ((slot->state == QUEUED || slot->state == CONNECTING) && rc == 0
+           && cache->stopping < 2) {
         rc = pthread_cond_timedwait(&cache->changed, &cache->lock, &ts);
     }
     if (slot->state == DEAD) {
@@ -363,7 +363,44 @@ rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out)
     return why;
 }
 
-int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id)
+/* [cache locked] The connection on which this id is not closed, or 0. */
+static uint32_t runs_on(const endpoint *ep, uint32_t id)
+{
+    uint32_t conn = 0;
+    int k;
+
+    for (k = 0; k < 2; k++) {
+        const rdma_cache_slot *s = ep->current[k];
+
+        if (s && s->state == READY) {
+            rdma_conn_lock(s->conn);
+            if (rdma_body_set_has(s->set, id)) {
+                conn = rdma_conn_number(s->conn);
+            }
+            rdma_conn_unlock(s->conn);
+        }
+    }
+    return conn;
+}
+
+/* [cache locked] Make id the newest; what falls out of the window is
+ * forgotten. */
+static void advance_ids(endpoint *ep, uint32_t id)
+{
+    uint32_t i;
+
+    if (id - ep->newest >= RDMA_CACHE_IDS) {
+        memset(ep->ids, 0, sizeof(ep->ids));
+    }
+    else {
+        for (i = ep->newest + 1; i <= id; i++) {
+            ep->ids[i % RDMA_CACHE_IDS / 8] &= (uint8_t) ~(1u << (i % 8));
+        }
+    }
+    ep->newest = id;
+}
+
+int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id, uint32_t *conn)
 {
     rdma_cache *cache = slot->cache;
     endpoint *ep = slot->ep;
@@ -371,23 +408,17 @@ int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id)
     uint8_t bit = (uint8_t)(1u << (id % 8));
     int first = 0;
 
+    *conn = 0;
     pthread_mutex_lock(&cache->lock);
     if (id > ep->newest) {
-        uint32_t i;
-
-        if (id - ep->newest >= RDMA_CACHE_IDS) {
-            memset(ep->ids, 0, sizeof(ep->ids));
-        }
-        else {
-            for (i = ep->newest + 1; i <= id; i++) {
-                ep->ids[i % RDMA_CACHE_IDS / 8] &= (uint8_t) ~(1u << (i % 8));
-            }
-        }
-        ep->newest = id;
+        advance_ids(ep, id);
     }
     if (ep->newest - id < RDMA_CACHE_IDS && !(*byte & bit)) {
         *byte |= bit;
         first = 1;
+    }
+    else {
+        *conn = runs_on(ep, id);
     }
     pthread_mutex_unlock(&cache->lock);
     return first;
@@ -425,8 +456,8 @@ void rdma_cache_stopping(rdma_cache *cache, int graceful)
 static void wait_for_slots(rdma_cache *cache, rdma_conn_time deadline,
                            const volatile int *give_up)
 {
-    while (cache->slots && rdma_conn_now() < deadline &&
-           !(give_up && *give_up)) {
+    while (cache->slots && rdma_conn_now() < deadline
+           && !(give_up && *give_up)) {
         rdma_conn_time step = rdma_conn_now() + 100000;
         struct timespec ts = {(time_t)(step / 1000000),
                               (long)(step % 1000000) * 1000};

@@ -81,8 +81,9 @@ rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
 rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out);
 
 /* Mark id as used at this endpoint. 1: the first time; 0: a second time (or too
- * far behind the newest to know): that request goes over TCP. */
-int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id);
+ * far behind the newest to know): that request goes over TCP, PROTOCOL.md 3.4,
+ * and *conn is the connection on which the first one still runs, or 0. */
+int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id, uint32_t *conn);
 
 void rdma_cache_release(rdma_cache_slot *slot);
 

@@ -67,27 +67,60 @@ void rdma_conn_transit(rdma_conn *c, rdma_conn_state to, rdma_conn_cause why)
     }
 }
 
-void rdma_conn_lock(rdma_conn *c) { pthread_mutex_lock(&c->lock); }
+void rdma_conn_lock(rdma_conn *c)
+{
+    pthread_mutex_lock(&c->lock);
+}
 
-void rdma_conn_unlock(rdma_conn *c) { pthread_mutex_unlock(&c->lock); }
+void rdma_conn_unlock(rdma_conn *c)
+{
+    pthread_mutex_unlock(&c->lock);
+}
 
-rdma_hdr_kind rdma_conn_kind(const rdma_conn *c) { return c->kind; }
+rdma_hdr_kind rdma_conn_kind(const rdma_conn *c)
+{
+    return c->kind;
+}
 
-uint32_t rdma_conn_number(const rdma_conn *c) { return c->number; }
+uint32_t rdma_conn_number(const rdma_conn *c)
+{
+    return c->number;
+}
 
-struct ibv_pd *rdma_conn_pd(const rdma_conn *c) { return c->pd; }
+struct ibv_pd *rdma_conn_pd(const rdma_conn *c)
+{
+    return c->pd;
+}
 
-struct rdma_cm_id *rdma_conn_id(const rdma_conn *c) { return c->id; }
+struct rdma_cm_id *rdma_conn_id(const rdma_conn *c)
+{
+    return c->id;
+}
 
-void *rdma_conn_baton(const rdma_conn *c) { return c->baton; }
+void *rdma_conn_baton(const rdma_conn *c)
+{
+    return c->baton;
+}
 
-const char *rdma_conn_name(const rdma_conn *c) { return c->name; }
+const char *rdma_conn_name(const rdma_conn *c)
+{
+    return c->name;
+}
 
-rdma_conn_state rdma_conn_state_get(const rdma_conn *c) { return c->state; }
+rdma_conn_state rdma_conn_state_get(const rdma_conn *c)
+{
+    return c->state;
+}
 
-rdma_conn_cause rdma_conn_cause_get(const rdma_conn *c) { return c->cause; }
+rdma_conn_cause rdma_conn_cause_get(const rdma_conn *c)
+{
+    return c->cause;
+}
 
-rdma_conn_time rdma_conn_heard(const rdma_conn *c) { return c->heard; }
+rdma_conn_time rdma_conn_heard(const rdma_conn *c)
+{
+    return c->heard;
+}
 
 static int usable(const rdma_conn *c)
 {
@@ -166,8 +199,8 @@ void rdma_conn_reap(rdma_conn *c)
 
 int rdma_conn_post_receive(rdma_conn *c, unsigned i)
 {
-    struct ibv_sge sge = {(uintptr_t)c->region.base +
-                              (size_t)i * RDMA_CONN_RECV_SLOT,
+    struct ibv_sge sge = {(uintptr_t)c->region.base
+                              + (size_t)i * RDMA_CONN_RECV_SLOT,
                           RDMA_CONN_RECV_SLOT, c->region.mr->lkey};
     struct ibv_recv_wr wr = {.wr_id = i, .sg_list = &sge, .num_sge = 1};
     struct ibv_recv_wr *bad;
@@ -285,8 +318,8 @@ static int post_data(rdma_conn *c, rdma_conn_wr *wr, enum ibv_wr_opcode opcode,
     if (!usable(c)) {
         return ENOTCONN;
     }
-    if (c->ndata == RDMA_CONN_DATA ||
-        (opcode == IBV_WR_RDMA_READ && c->nreads == c->reads)) {
+    if (c->ndata == RDMA_CONN_DATA
+        || (opcode == IBV_WR_RDMA_READ && c->nreads == c->reads)) {
         return EAGAIN;
     }
     swr.wr.rdma.remote_addr = to;
@@ -422,9 +455,9 @@ static int dispatch(rdma_conn *c, const rdma_hdr_msg *m)
     case RDMA_HDR_PING:
         /* One queued PONG answers any number of PINGs: the queue cannot be
          * filled by a peer that pings without returning credits. */
-        if (c->qlen == 0 ||
-            c->queue[(c->qhead + c->qlen - 1) % RDMA_CONN_QUEUE].msg.type !=
-                RDMA_HDR_PONG) {
+        if (c->qlen == 0
+            || c->queue[(c->qhead + c->qlen - 1) % RDMA_CONN_QUEUE].msg.type
+                   != RDMA_HDR_PONG) {
             rdma_conn_say(c, &pong, NULL);
         }
         return 0;
@@ -452,8 +485,8 @@ static rdma_conn_cause received(rdma_conn *c, const struct ibv_wc *wc,
         memcpy(bytes, c->region.base + wc->wr_id * RDMA_CONN_RECV_SLOT,
                sizeof(bytes));
     }
-    if (wc->byte_len != RDMA_HDR_MSG_LEN ||
-        rdma_hdr_get_msg(bytes, sizeof(bytes), &m) != RDMA_HDR_OK) {
+    if (wc->byte_len != RDMA_HDR_MSG_LEN
+        || rdma_hdr_get_msg(bytes, sizeof(bytes), &m) != RDMA_HDR_OK) {
         say_line(c, LEVEL_INFO, "%s: a malformed message", c->name);
         return RDMA_CONN_CAUSE_PROTOCOL;
     }
@@ -483,8 +516,8 @@ static rdma_conn_cause drain(rdma_conn *c)
     struct ibv_wc wc;
     int lost = 0;
 
-    while (why == RDMA_CONN_CAUSE_NONE && c->state != RDMA_CONN_CLOSED &&
-           ibv_poll_cq(c->recv_cq, 1, &wc) == 1) {
+    while (why == RDMA_CONN_CAUSE_NONE && c->state != RDMA_CONN_CLOSED
+           && ibv_poll_cq(c->recv_cq, 1, &wc) == 1) {
         why = received(c, &wc, &lost);
     }
     return why == RDMA_CONN_CAUSE_NONE && lost ? RDMA_CONN_CAUSE_PEER : why;

@@ -141,8 +141,8 @@ static int make_slots(rdma_conn *c, rdma_conn_failure *why)
         return resources(why, "calloc");
     }
     for (i = 0; i < c->nslots; i++) {
-        c->slots[i].bytes = (unsigned char *)c->region.base + receives +
-                            (size_t)i * RDMA_HDR_MSG_LEN;
+        c->slots[i].bytes = (unsigned char *)c->region.base + receives
+                            + (size_t)i * RDMA_HDR_MSG_LEN;
         c->slots[i].next_free = c->free_slots;
         c->free_slots = &c->slots[i];
     }
@@ -173,8 +173,8 @@ static int make(rdma_conn *c, const rdma_conn_conf *conf,
     if (conf->own_send_channel) {
         c->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
         c->send_channel = ibv_create_comp_channel(c->id->verbs);
-        if (c->wake_fd < 0 || !c->send_channel ||
-            set_nonblocking(c->send_channel->fd)) {
+        if (c->wake_fd < 0 || !c->send_channel
+            || set_nonblocking(c->send_channel->fd)) {
             return resources(why, "ibv_create_comp_channel");
         }
         channel = c->send_channel;
@@ -200,8 +200,8 @@ static int make(rdma_conn *c, const rdma_conn_conf *conf,
             return resources(why, "ibv_post_recv");
         }
     }
-    if (ibv_req_notify_cq(c->recv_cq, 0) ||
-        (!c->send_channel && ibv_req_notify_cq(c->send_cq, 0))) {
+    if (ibv_req_notify_cq(c->recv_cq, 0)
+        || (!c->send_channel && ibv_req_notify_cq(c->send_cq, 0))) {
         return resources(why, "ibv_req_notify_cq");
     }
     return 0;
@@ -303,8 +303,8 @@ static int wrong_event(const attempt *a, enum rdma_cm_event_type type,
             cause = RDMA_CONN_CAUSE_REJECTED;
         }
     }
-    else if (type == RDMA_CM_EVENT_DEVICE_REMOVAL ||
-             type == RDMA_CM_EVENT_ADDR_ERROR) {
+    else if (type == RDMA_CM_EVENT_DEVICE_REMOVAL
+             || type == RDMA_CM_EVENT_ADDR_ERROR) {
         cause = RDMA_CONN_CAUSE_DEVICE;
     }
     return refuse(a->why, cause, status < 0 ? -status : status, step);
@@ -331,8 +331,9 @@ static int await(attempt *a, enum rdma_cm_event_type wanted, const char *step)
     type = event->event;
     status = event->status;
     a->data_len = 0;
-    if (event->param.conn.private_data &&
-        (type == RDMA_CM_EVENT_ESTABLISHED || type == RDMA_CM_EVENT_REJECTED)) {
+    if (event->param.conn.private_data
+        && (type == RDMA_CM_EVENT_ESTABLISHED
+            || type == RDMA_CM_EVENT_REJECTED)) {
         a->data_len = event->param.conn.private_data_len;
         if (a->data_len > sizeof(a->data)) {
             a->data_len = sizeof(a->data);
@@ -397,9 +398,8 @@ static int shake_hands(rdma_conn *c, attempt *a)
         return -1;
     }
     c->connected = 1;
-    if (rdma_hdr_get_accept(a->data, a->data_len, &acc) !=
-            RDMA_HDR_REJECT_NONE ||
-        acc.kind != c->kind) {
+    if (rdma_hdr_get_accept(a->data, a->data_len, &acc) != RDMA_HDR_REJECT_NONE
+        || acc.kind != c->kind) {
         return refuse(a->why, RDMA_CONN_CAUSE_PROTOCOL, 0, "accept");
     }
     c->number = acc.conn;
@@ -425,8 +425,8 @@ int rdma_conn_connect(const rdma_conn_conf *conf, const rdma_conn_target *to,
     c->active = 1;
     set_name(c, (struct sockaddr *)&remote);
     a.channel = rdma_create_event_channel();
-    if (!a.channel || set_nonblocking(a.channel->fd) ||
-        rdma_create_id(a.channel, &c->id, c, RDMA_PS_TCP)) {
+    if (!a.channel || set_nonblocking(a.channel->fd)
+        || rdma_create_id(a.channel, &c->id, c, RDMA_PS_TCP)) {
         resources(why, "rdma_create_id");
         goto failed;
     }

@@ -146,8 +146,9 @@ int rdma_mem_pool_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
 
     *out = NULL;
     while ((rc = rdma_mem_map(mem, pd, blocks * RDMA_MEM_BLOCK,
-                              IBV_ACCESS_LOCAL_WRITE, &region)) == ENOMEM &&
-           blocks > 1) {
+                              IBV_ACCESS_LOCAL_WRITE, &region))
+               == ENOMEM
+           && blocks > 1) {
         blocks /= 2;
     }
     if (rc) {

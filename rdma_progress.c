@@ -186,8 +186,8 @@ static rdma_cache_slot *next_queued(rdma_cache *cache)
             continue;
         }
         for (t = cache->slots; t; t = t->next) {
-            if (t->state == CONNECTING &&
-                rdma_cache_same_client(s->ep, t->ep)) {
+            if (t->state == CONNECTING
+                && rdma_cache_same_client(s->ep, t->ep)) {
                 break;
             }
         }
@@ -241,8 +241,8 @@ static int scan_ready(rdma_cache_slot *s, rdma_conn_time now,
     if (rdma_conn_state_get(c) == RDMA_CONN_OPEN) {
         when = rdma_body_expire(s->set, now);
     }
-    if (rdma_conn_state_get(c) == RDMA_CONN_OPEN && s->refs == 0 &&
-        rdma_body_set_live(s->set) == 0) {
+    if (rdma_conn_state_get(c) == RDMA_CONN_OPEN && s->refs == 0
+        && rdma_body_set_live(s->set) == 0) {
         if (now >= idle || cache->stopping) {
             rdma_conn_close(c, RDMA_CONN_CAUSE_LOCAL);
         }
@@ -430,8 +430,8 @@ static void *progress_main(void *arg)
                 wait <= now ? 0 : (long)((wait - now) % 1000000) * 1000;
         }
         ppoll(fds, n, wait == RDMA_CONN_NEVER ? NULL : &ts, NULL);
-        if ((fds[0].revents & POLLIN) &&
-            read(cache->wake_fd, &count, sizeof(count)) < 0) {
+        if ((fds[0].revents & POLLIN)
+            && read(cache->wake_fd, &count, sizeof(count)) < 0) {
             continue;
         }
         if (fds[1].revents) {
@@ -445,8 +445,8 @@ static void *progress_main(void *arg)
         if (__atomic_load_n(&cache->quit, __ATOMIC_RELAXED)) {
             return NULL;
         }
-        if (rdma_conn_now() >=
-            __atomic_load_n(&cache->next_scan, __ATOMIC_RELAXED)) {
+        if (rdma_conn_now()
+            >= __atomic_load_n(&cache->next_scan, __ATOMIC_RELAXED)) {
             scan(cache);
         }
     }

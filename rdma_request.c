@@ -335,7 +335,7 @@ rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
     }
     if (why == RDMA_HDR_NOT_DECLINED) {
         q->opened = 1;
-        if (!rdma_cache_use_id(q->slot, q->field.id)) {
+        if (!rdma_cache_use_id(q->slot, q->field.id, &q->failed_conn)) {
             ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r,
                           "RDMA0012: the client used id %u before",
                           q->field.id);

@@ -99,8 +99,8 @@ static void step(search *s, const world *from)
         /* Nothing on its way: whoever wants to send can, or the other end owes
          * so much that it sends a PONG by itself. */
         if (from->to[0].n + from->to[1].n == 0 && !rdma_credit_may_send(me)) {
-            ck_assert(rdma_credit_wants_pong(other) &&
-                      rdma_credit_may_send(other));
+            ck_assert(rdma_credit_wants_pong(other)
+                      && rdma_credit_may_send(other));
         }
     }
 }
