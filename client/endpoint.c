@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,27 +23,6 @@
 #define LINGER       ((rdma_conn_time)1 * 1000000)
 
 /* ---- small things ------------------------------------------------------ */
-
-void rdmahttp_log(const rdmahttp_conf *conf, int level, const char *fmt, ...)
-{
-    char line[1024];
-    va_list ap;
-    size_t i;
-
-    if (!conf->log) {
-        return;
-    }
-    va_start(ap, fmt);
-    vsnprintf(line, sizeof(line), fmt, ap);
-    va_end(ap);
-    for (i = 0; line[i]; i++) { /* a terminal would act on what a peer sends */
-        if ((unsigned char)line[i] < 0x20 || line[i] == 0x7f ||
-            (unsigned char)line[i] >= 0x80) {
-            line[i] = '?';
-        }
-    }
-    conf->log(conf->log_baton, level, line);
-}
 
 void rdmahttp_endpoint_changed(const rdmahttp_transfer *t,
                                rdmahttp_state before, const char *why)
@@ -212,8 +190,8 @@ static size_t most_of_memlock(size_t wanted)
 {
     struct rlimit limit;
 
-    if (getrlimit(RLIMIT_MEMLOCK, &limit) || limit.rlim_cur == RLIM_INFINITY ||
-        limit.rlim_cur >= wanted + CONN_RESERVE) {
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) || limit.rlim_cur == RLIM_INFINITY
+        || limit.rlim_cur >= wanted + CONN_RESERVE) {
         return wanted;
     }
     return limit.rlim_cur < WINDOW_LEAST + CONN_RESERVE
@@ -230,8 +208,8 @@ static int first_window(rdmahttp_endpoint *ep, char *why)
     if (wanted > WINDOW_LEAST) {
         ep->window_len = most_of_memlock(wanted);
     }
-    while ((error = map_window(ep, &ep->window[0])) == ENOMEM &&
-           ep->window_len / 2 >= WINDOW_LEAST) {
+    while ((error = map_window(ep, &ep->window[0])) == ENOMEM
+           && ep->window_len / 2 >= WINDOW_LEAST) {
         ep->window_len /= 2;
     }
     if (error) {
@@ -261,8 +239,8 @@ static int start_thread(rdmahttp_endpoint *ep, char *why)
 static int set_up(rdmahttp_endpoint *ep, const struct sockaddr_storage *local,
                   char *why)
 {
-    size_t budget = ep->windows * (ep->window_len + CONN_MEMORY) +
-                    ep->conf->connections * CONN_MEMORY;
+    size_t budget = ep->windows * (ep->window_len + CONN_MEMORY)
+                    + ep->conf->connections * CONN_MEMORY;
 
     ep->mem = rdma_mem_create(budget);
     ep->window = calloc(ep->windows, sizeof(*ep->window));
@@ -270,8 +248,8 @@ static int set_up(rdmahttp_endpoint *ep, const struct sockaddr_storage *local,
         return refuse(why, "cannot open an RDMA endpoint", ENOMEM);
     }
     ep->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (ep->wake_fd < 0 ||
-        getrandom(ep->token, sizeof(ep->token), 0) != sizeof(ep->token)) {
+    if (ep->wake_fd < 0
+        || getrandom(ep->token, sizeof(ep->token), 0) != sizeof(ep->token)) {
         return refuse(why, "cannot open an RDMA endpoint", errno);
     }
     ep->events = rdma_create_event_channel();
@@ -332,8 +310,8 @@ static int words_under_way(const rdmahttp_endpoint *ep)
     const rdmahttp_transfer *t;
 
     for (t = ep->transfers; t; t = t->next) {
-        if (t->word.busy ||
-            (t->peer && t->peer->open && !t->peer->closed && !t->we_said)) {
+        if (t->word.busy
+            || (t->peer && t->peer->open && !t->peer->closed && !t->we_said)) {
             return 1;
         }
     }
@@ -417,12 +395,13 @@ void rdmahttp_endpoint_expect(rdmahttp_endpoint *ep, const char *address)
     unsigned i;
 
     memset(&sa, 0, sizeof(sa));
-    if (inet_pton(AF_INET, address, &((struct sockaddr_in *)&sa)->sin_addr) ==
-        1) {
+    if (inet_pton(AF_INET, address, &((struct sockaddr_in *)&sa)->sin_addr)
+        == 1) {
         sa.ss_family = AF_INET;
     }
     else if (inet_pton(AF_INET6, address,
-                       &((struct sockaddr_in6 *)&sa)->sin6_addr) == 1) {
+                       &((struct sockaddr_in6 *)&sa)->sin6_addr)
+             == 1) {
         sa.ss_family = AF_INET6;
     }
     else {
@@ -513,24 +492,6 @@ void rdmahttp_endpoint_release(rdmahttp_endpoint *ep, rdmahttp_transfer *t)
     rdmahttp_endpoint_wake(ep);
 }
 
-/* Replace what stands between the quotes or colons that follow each key. */
-static void mask(char *field)
-{
-    static const char *const keys[] = {"token=:", "stag=\"", "to=\""};
-    size_t i;
-
-    for (i = 0; i < sizeof(keys) / sizeof(keys[0]); i++) {
-        char *p = strstr(field, keys[i]);
-
-        if (p) {
-            p += strlen(keys[i]);
-            while (*p && *p != ':' && *p != '"') {
-                *p++ = '*';
-            }
-        }
-    }
-}
-
 int rdmahttp_endpoint_field(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                             char *buf, char *masked)
 {
@@ -545,12 +506,12 @@ int rdmahttp_endpoint_field(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
     req.stag = ep->window[t->window].region.mr->rkey;
     req.to = (uint64_t)(uintptr_t)t->base;
     req.len = t->len;
-    if (rdma_hdr_format_request(&req, buf, RDMA_HDR_FORMAT_MAX) !=
-        RDMA_HDR_OK) {
+    if (rdma_hdr_format_request(&req, buf, RDMA_HDR_FORMAT_MAX)
+        != RDMA_HDR_OK) {
         return -1;
     }
     memcpy(masked, buf, strlen(buf) + 1);
-    mask(masked);
+    rdmahttp_log_mask(masked);
     return 0;
 }
 

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <sys/socket.h>
 
+#include "log.h"
 #include "rdmahttp.h"
 #include "transfer.h"
 
@@ -67,9 +68,5 @@ int rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                            int (*write)(void *baton, const void *bytes,
                                         size_t n),
                            void *baton);
-
-/* A line for people; level as in rdmahttp.h. */
-void rdmahttp_log(const rdmahttp_conf *conf, int level, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
 
 #endif /* RDMAHTTP_ENDPOINT_H */

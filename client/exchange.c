@@ -3,7 +3,6 @@
  */
 #include "exchange.h"
 
-#include <ctype.h>
 #include <curl/curl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +10,7 @@
 #include <strings.h>
 #include <sys/socket.h>
 
-#include "endpoint.h"
+#include "log.h"
 #include "../rdma_version.h"
 
 #define HEAD_MAX ((size_t)256 * 1024) /* bytes of all header lines */
@@ -104,8 +103,8 @@ static int has_option(const char *list, size_t n, const char *option)
         while (last > list && (last[-1] == ' ' || last[-1] == '\t')) {
             last--;
         }
-        if ((size_t)(last - list) == strlen(option) &&
-            strncasecmp(list, option, strlen(option)) == 0) {
+        if ((size_t)(last - list) == strlen(option)
+            && strncasecmp(list, option, strlen(option)) == 0) {
             return 1;
         }
         list = comma ? comma + 1 : end;
@@ -180,13 +179,25 @@ static int take_status(rdmahttp_exchange *x, const char *line, size_t n)
     const char *space = memchr(line, ' ', n);
 
     clear_head(x);
-    if (!space || (size_t)(line + n - space) < 4 ||
-        digits(space + 1, 3, &status)) {
+    if (!space || (size_t)(line + n - space) < 4
+        || digits(space + 1, 3, &status)) {
         return -1;
     }
     x->head.status = (long)status;
     x->head.http11 = n > 9 && memcmp(line, "HTTP/1.1 ", 9) == 0;
     return 0;
+}
+
+static void show(const rdmahttp_exchange *x, const char *line, size_t n)
+{
+    char copy[900];
+
+    snprintf(copy, sizeof(copy), "%.*s",
+             (int)(n < sizeof(copy) ? n : sizeof(copy) - 1), line);
+    if (strncasecmp(copy, "RDMA:", 5) == 0) {
+        rdmahttp_log_mask(copy);
+    }
+    rdmahttp_log(x->conf, RDMAHTTP_LOG_INFO, "< %s", copy);
 }
 
 /* libcurl: one complete header line, with its line end. */
@@ -206,8 +217,7 @@ static size_t on_header(char *line, size_t size, size_t count, void *arg)
     if (n > 0) {
         int status = n >= 5 && memcmp(line, "HTTP/", 5) == 0;
 
-        rdmahttp_log(x->conf, RDMAHTTP_LOG_INFO, "< %.*s",
-                     (int)(n < 900 ? n : 900), line);
+        show(x, line, n);
         if (status ? take_status(x, line, n) : take_field(x, line, n)) {
             x->broken = 1;
             return 0;
@@ -277,8 +287,8 @@ static int is_private(const char *line)
     const char *value;
     size_t n = strlen(line), vn;
 
-    return is_field(line, n, "Authorization", &value, &vn) ||
-           is_field(line, n, "Cookie", &value, &vn);
+    return is_field(line, n, "Authorization", &value, &vn)
+           || is_field(line, n, "Cookie", &value, &vn);
 }
 
 static int make_headers(const rdmahttp_ask *ask, struct curl_slist **list)

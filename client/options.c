@@ -111,8 +111,8 @@ static int set_ports(options *set, const char *value)
     const char *dash = strchr(value, '-');
     uint64_t low, high;
 
-    if (!dash || number(value, (size_t)(dash - value), 1024, 65535, &low) ||
-        number(dash + 1, strlen(dash + 1), low, 65535, &high)) {
+    if (!dash || number(value, (size_t)(dash - value), 1024, 65535, &low)
+        || number(dash + 1, strlen(dash + 1), low, 65535, &high)) {
         return -1;
     }
     set->conf.port_min = (uint16_t)low;
@@ -125,8 +125,8 @@ static int set_bind(options *set, const char *value)
     unsigned char buf[sizeof(struct in6_addr)];
 
     set->conf.bind_address = value;
-    return inet_pton(AF_INET, value, buf) == 1 ||
-                   inet_pton(AF_INET6, value, buf) == 1
+    return inet_pton(AF_INET, value, buf) == 1
+                   || inet_pton(AF_INET6, value, buf) == 1
                ? 0
                : -1;
 }
@@ -157,13 +157,13 @@ static int set_header(options *set, const char *value)
     const char *colon = strchr(value, ':');
     size_t i;
 
-    if (!colon || colon == value || strpbrk(value, "\r\n") ||
-        set->nheaders == OPTIONS_HEADERS) {
+    if (!colon || colon == value || strpbrk(value, "\r\n")
+        || set->nheaders == OPTIONS_HEADERS) {
         return -1;
     }
     for (i = 0; i < sizeof(ours) / sizeof(ours[0]); i++) {
-        if (strncasecmp(value, ours[i], strlen(ours[i])) == 0 &&
-            value[strlen(ours[i])] == ':') {
+        if (strncasecmp(value, ours[i], strlen(ours[i])) == 0
+            && value[strlen(ours[i])] == ':') {
             return -1;
         }
     }

@@ -137,8 +137,9 @@ int output_write(output *out, const void *bytes, size_t n)
 
 int output_rewind(output *out)
 {
-    if (out->bytes > 0 && (out->direct || ftruncate(out->fd, 0) ||
-                           lseek(out->fd, 0, SEEK_SET) != 0)) {
+    if (out->bytes > 0
+        && (out->direct || ftruncate(out->fd, 0)
+            || lseek(out->fd, 0, SEEK_SET) != 0)) {
         return -1;
     }
     out->bytes = 0;

@@ -83,9 +83,9 @@ rdmahttp *rdmahttp_create(const rdmahttp_conf *conf)
     pthread_mutex_init(&h->lock, NULL);
     h->conf = *conf;
     defaults(&h->conf);
-    if ((copy_string(&h->conf.bind_address) |
-         copy_string(&h->conf.user_agent)) != 0 ||
-        curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) {
+    if ((copy_string(&h->conf.bind_address) | copy_string(&h->conf.user_agent))
+            != 0
+        || curl_global_init(CURL_GLOBAL_DEFAULT) != CURLE_OK) {
         rdmahttp_destroy(h);
         return NULL;
     }
@@ -136,10 +136,11 @@ static int target_set(target *u, CURLU *url)
     size_t n;
 
     memset(u, 0, sizeof(*u));
-    if (curl_url_get(url, CURLUPART_SCHEME, &u->scheme, 0) ||
-        curl_url_get(url, CURLUPART_HOST, &u->host, 0) ||
-        curl_url_get(url, CURLUPART_PORT, &u->port, CURLU_DEFAULT_PORT) ||
-        (strcmp(u->scheme, "http") != 0 && strcmp(u->scheme, "https") != 0)) {
+    if (curl_url_get(url, CURLUPART_SCHEME, &u->scheme, 0)
+        || curl_url_get(url, CURLUPART_HOST, &u->host, 0)
+        || curl_url_get(url, CURLUPART_PORT, &u->port, CURLU_DEFAULT_PORT)
+        || (strcmp(u->scheme, "http") != 0
+            && strcmp(u->scheme, "https") != 0)) {
         target_clear(u);
         return -1;
     }
@@ -175,8 +176,8 @@ static void open_endpoint(rdmahttp *h, const target *u, origin *o)
 
     snprintf(o->why, sizeof(o->why), "no local address for this host");
     for (i = 0; i < n && !o->ep; i++) {
-        if (rdmahttp_endpoint_open(&h->conf, &locals[i], &o->ep, why) &&
-            i == 0) {
+        if (rdmahttp_endpoint_open(&h->conf, &locals[i], &o->ep, why)
+            && i == 0) {
             memcpy(o->why, why, sizeof(o->why));
         }
     }
@@ -313,9 +314,9 @@ static int by_rdma(attempt *a, const rdmahttp_head *head,
                                        "cannot take yet"
                                      : "the answer by RDMA has a body too");
     }
-    if ((resp->kind == RDMA_HDR_WRITE && !resp->has_total) ||
-        (resp->kind == RDMA_HDR_READ && !resp->fin) || head->status == 204 ||
-        head->status == 304) {
+    if ((resp->kind == RDMA_HDR_WRITE && !resp->has_total)
+        || (resp->kind == RDMA_HDR_READ && !resp->fin) || head->status == 204
+        || head->status == 304) {
         return fail(a, "the RDMA field does not fit the answer");
     }
     if (rdmahttp_endpoint_head(a->ep, a->t, resp)) {
@@ -343,9 +344,9 @@ static int judge(attempt *a, const rdmahttp_head *head)
                              ? "there is no body to move"
                              : "the server did not offer RDMA");
     }
-    if (!head->nominated || !head->http11 ||
-        rdma_hdr_parse_response(head->rdma, head->rdma_len, &resp) !=
-            RDMA_HDR_OK) {
+    if (!head->nominated || !head->http11
+        || rdma_hdr_parse_response(head->rdma, head->rdma_len, &resp)
+               != RDMA_HDR_OK) {
         return a->t || head->length == 0
                    ? fail(a, "the RDMA field of the answer is malformed")
                    : by_tcp(a, NULL);
@@ -369,8 +370,8 @@ static int follows(const attempt *a, const rdmahttp_head *head)
 {
     long s = head->status;
 
-    return head->location && a->result->redirects < REDIRECTS &&
-           (s == 301 || s == 302 || s == 303 || s == 307 || s == 308);
+    return head->location && a->result->redirects < REDIRECTS
+           && (s == 301 || s == 302 || s == 303 || s == 307 || s == 308);
 }
 
 static int on_head(void *baton, const rdmahttp_head *head)
@@ -541,9 +542,9 @@ static rdmahttp_status run_once(attempt *a, int *again)
         snprintf(message, RDMAHTTP_TEXT_MAX, "%s", a->why);
         *again = a->t != NULL;
     }
-    else if (a->t &&
-             (out == RDMAHTTP_HTTP_REPEATED || out == RDMAHTTP_HTTP_ELSEWHERE ||
-              (out == RDMAHTTP_HTTP_CUT && a->verdict != BY_TCP))) {
+    else if (a->t
+             && (out == RDMAHTTP_HTTP_REPEATED || out == RDMAHTTP_HTTP_ELSEWHERE
+                 || (out == RDMAHTTP_HTTP_CUT && a->verdict != BY_TCP))) {
         snprintf(a->why, sizeof(a->why), "%s",
                  out == RDMAHTTP_HTTP_REPEATED
                      ? "the HTTP connection was lost before the answer"
@@ -562,8 +563,8 @@ static int start_over(attempt *a)
 {
     rdmahttp_result *result = a->result;
 
-    if (result->bytes_rdma + result->bytes_tcp > 0 &&
-        (!a->sink->rewind || a->sink->rewind(a->sink->baton))) {
+    if (result->bytes_rdma + result->bytes_tcp > 0
+        && (!a->sink->rewind || a->sink->rewind(a->sink->baton))) {
         return -1;
     }
     result->bytes_rdma = result->bytes_tcp = 0;
@@ -596,8 +597,8 @@ static rdmahttp_status turn(attempt *a, CURLU *url)
     rdmahttp_result *result = a->result;
     char *next;
 
-    if (curl_url_set(url, CURLUPART_URL, a->location, CURLU_URLENCODE) ||
-        curl_url_get(url, CURLUPART_URL, &next, 0)) {
+    if (curl_url_set(url, CURLUPART_URL, a->location, CURLU_URLENCODE)
+        || curl_url_get(url, CURLUPART_URL, &next, 0)) {
         snprintf(result->message, sizeof(result->message),
                  "the server redirects to no valid URL");
         return RDMAHTTP_EPROTOCOL;

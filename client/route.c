@@ -22,8 +22,8 @@ static int source_for(const struct addrinfo *to, struct sockaddr_storage *out)
         return -1;
     }
     memset(out, 0, sizeof(*out));
-    if (connect(fd, to->ai_addr, to->ai_addrlen) == 0 &&
-        getsockname(fd, (struct sockaddr *)out, &len) == 0) {
+    if (connect(fd, to->ai_addr, to->ai_addrlen) == 0
+        && getsockname(fd, (struct sockaddr *)out, &len) == 0) {
         rc = 0;
     }
     close(fd);
@@ -55,8 +55,8 @@ static int parse_literal(const char *text, struct sockaddr_storage *out)
         out->ss_family = AF_INET;
         return 0;
     }
-    if (inet_pton(AF_INET6, text, &((struct sockaddr_in6 *)out)->sin6_addr) ==
-        1) {
+    if (inet_pton(AF_INET6, text, &((struct sockaddr_in6 *)out)->sin6_addr)
+        == 1) {
         out->ss_family = AF_INET6;
         return 0;
     }
@@ -118,8 +118,8 @@ static int matches(const char *host, const char *pattern, size_t n)
     if (n == 1 && *pattern == '*') {
         return 1;
     }
-    return n > 0 && n <= h && strncasecmp(host + h - n, pattern, n) == 0 &&
-           (n == h || host[h - n - 1] == '.');
+    return n > 0 && n <= h && strncasecmp(host + h - n, pattern, n) == 0
+           && (n == h || host[h - n - 1] == '.');
 }
 
 static int exempt(const char *list, const char *host)
@@ -139,9 +139,9 @@ static int exempt(const char *list, const char *host)
 int rdmahttp_route_proxied(const char *scheme, const char *host)
 {
     int https = strcmp(scheme, "https") == 0;
-    int any = is_set("all_proxy") || is_set("ALL_PROXY") ||
-              (https ? is_set("https_proxy") || is_set("HTTPS_PROXY")
-                     : is_set("http_proxy"));
+    int any = is_set("all_proxy") || is_set("ALL_PROXY")
+              || (https ? is_set("https_proxy") || is_set("HTTPS_PROXY")
+                        : is_set("http_proxy"));
     const char *list = getenv("no_proxy");
 
     return any && !exempt(list ? list : getenv("NO_PROXY"), host);

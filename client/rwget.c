@@ -70,8 +70,8 @@ static char *name_from(const char *url)
     const char *last;
     int n = 0, i;
 
-    if (u && !curl_url_set(u, CURLUPART_URL, url, CURLU_GUESS_SCHEME) &&
-        !curl_url_get(u, CURLUPART_PATH, &path, 0)) {
+    if (u && !curl_url_set(u, CURLUPART_URL, url, CURLU_GUESS_SCHEME)
+        && !curl_url_get(u, CURLUPART_PATH, &path, 0)) {
         last = strrchr(path, '/');
         plain = curl_easy_unescape(NULL, last ? last + 1 : path, 0, &n);
     }
@@ -82,8 +82,8 @@ static char *name_from(const char *url)
             plain[i] = '_';
         }
     }
-    if (!plain || n == 0 || n > 200 || strcmp(plain, ".") == 0 ||
-        strcmp(plain, "..") == 0) {
+    if (!plain || n == 0 || n > 200 || strcmp(plain, ".") == 0
+        || strcmp(plain, "..") == 0) {
         name = strdup("index.html");
     }
     else {
@@ -121,8 +121,8 @@ static int sink_head(void *baton, const rdmahttp_result *result)
     if (result->http < 200 || result->http > 299) {
         return 1; /* an error's page is not the file */
     }
-    if (r->set->require && result->path == RDMAHTTP_BY_TCP &&
-        !(result->has_length && result->length == 0)) {
+    if (r->set->require && result->path == RDMAHTTP_BY_TCP
+        && !(result->has_length && result->length == 0)) {
         r->refused = 1;
         return -1;
     }
@@ -289,8 +289,8 @@ static void raise_memlock(void)
 {
     struct rlimit limit;
 
-    if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0 &&
-        limit.rlim_cur < limit.rlim_max) {
+    if (getrlimit(RLIMIT_MEMLOCK, &limit) == 0
+        && limit.rlim_cur < limit.rlim_max) {
         limit.rlim_cur = limit.rlim_max;
         setrlimit(RLIMIT_MEMLOCK, &limit); /* if not: a smaller window */
     }

@@ -140,9 +140,9 @@ static rdma_hdr_reject judge(rdmahttp_endpoint *ep, const request *rq,
     if (why != RDMA_HDR_REJECT_NONE) {
         return why;
     }
-    if ((req->kind == RDMA_HDR_READ &&
-         (rq->reads == 0 || ep->conf->mode == RDMAHTTP_WRITE)) ||
-        (req->kind == RDMA_HDR_WRITE && ep->conf->mode == RDMAHTTP_READ)) {
+    if ((req->kind == RDMA_HDR_READ
+         && (rq->reads == 0 || ep->conf->mode == RDMAHTTP_WRITE))
+        || (req->kind == RDMA_HDR_WRITE && ep->conf->mode == RDMAHTTP_READ)) {
         return RDMA_HDR_REJECT_KIND;
     }
     if (!rdma_hdr_token_equal(req->token, ep->token)) {
@@ -388,8 +388,8 @@ static rdmahttp_peer *sweep(rdmahttp_endpoint *ep)
         }
     }
     for (p = ep->peers; p; p = p->next) {
-        if (p->closed || p->doomed ||
-            (!p->open && now - p->opened >= HELLO_WAIT)) {
+        if (p->closed || p->doomed
+            || (!p->open && now - p->opened >= HELLO_WAIT)) {
             break;
         }
     }

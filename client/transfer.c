@@ -43,8 +43,8 @@ static int ended(const rdmahttp_transfer *t)
  * of ours will. */
 static void settle(rdmahttp_transfer *t)
 {
-    if (t->state == RDMAHTTP_WAIT_LAST && t->reads == 0 &&
-        (t->they_said || t->qp_gone)) {
+    if (t->state == RDMAHTTP_WAIT_LAST && t->reads == 0
+        && (t->they_said || t->qp_gone)) {
         transit(t, t->by_tcp ? RDMAHTTP_DONE : RDMAHTTP_FAILED,
                 t->they_said ? "last words" : "connection destroyed");
     }
@@ -111,8 +111,8 @@ static int on_written(rdmahttp_transfer *t, const rdma_hdr_msg *m)
         t->fin = 1;
         t->they_said = 1;
     }
-    if (t->has_total &&
-        (t->fin ? t->announced != t->total : t->announced > t->total)) {
+    if (t->has_total
+        && (t->fin ? t->announced != t->total : t->announced > t->total)) {
         rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CONTENT,
                                   "WRITTEN contradicts the answer");
     }
@@ -180,8 +180,9 @@ int rdmahttp_transfer_message(rdmahttp_transfer *t, rdmahttp_peer *peer,
     if (m->type == RDMA_HDR_ABORT) {
         on_abort(t);
     }
-    else if (m->type == (peer->kind == RDMA_HDR_WRITE ? RDMA_HDR_WRITTEN
-                                                      : RDMA_HDR_OFFER)) {
+    else if (m->type
+             == (peer->kind == RDMA_HDR_WRITE ? RDMA_HDR_WRITTEN
+                                              : RDMA_HDR_OFFER)) {
         if (t->we_said || t->state == RDMAHTTP_WAIT_LAST) {
             t->they_said |= (m->flags & RDMA_HDR_FIN) != 0;
         }
@@ -234,8 +235,9 @@ int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
         return head_fails(t, "the connection is of the other kind");
     }
     if (resp->kind == RDMA_HDR_WRITE) {
-        if (resp->total > t->len || (t->fin ? t->announced != resp->total
-                                            : t->announced > resp->total)) {
+        if (resp->total > t->len
+            || (t->fin ? t->announced != resp->total
+                       : t->announced > resp->total)) {
             return head_fails(t, "the answer contradicts WRITTEN");
         }
         t->has_total = 1;
@@ -276,8 +278,8 @@ void rdmahttp_transfer_declined(rdmahttp_transfer *t)
 
 void rdmahttp_transfer_lost(rdmahttp_transfer *t)
 {
-    if (ended(t) || (t->fin && t->arrived == t->announced) ||
-        (t->they_said && t->state == RDMAHTTP_WAIT_LAST)) {
+    if (ended(t) || (t->fin && t->arrived == t->announced)
+        || (t->they_said && t->state == RDMAHTTP_WAIT_LAST)) {
         return;
     }
     broke(t, "the RDMA connection was lost");
@@ -367,8 +369,8 @@ int rdmahttp_transfer_next_word(rdmahttp_transfer *t, rdma_hdr_msg *m,
         m->len = t->reason;
         m->bytes = 0;
     }
-    else if (out > t->reported &&
-             (out == t->announced || out - t->reported >= t->len / 2)) {
+    else if (out > t->reported
+             && (out == t->announced || out - t->reported >= t->len / 2)) {
         *last = 0;
     }
     else {
@@ -393,9 +395,9 @@ rdmahttp_read *rdmahttp_transfer_next_read(rdmahttp_transfer *t, uint64_t *at,
     rdmahttp_read *r = NULL;
     unsigned i;
 
-    if (t->state != RDMAHTTP_TAKING || t->kind != RDMA_HDR_READ || t->abort ||
-        t->broken || !t->peer || !t->peer->open || t->peer->closed ||
-        t->peer->stalled || len == 0) {
+    if (t->state != RDMAHTTP_TAKING || t->kind != RDMA_HDR_READ || t->abort
+        || t->broken || !t->peer || !t->peer->open || t->peer->closed
+        || t->peer->stalled || len == 0) {
         return NULL;
     }
     if (len > READ_SIZE) {
@@ -439,9 +441,9 @@ size_t rdmahttp_transfer_ready(const rdmahttp_transfer *t, const char **at)
 
 int rdmahttp_transfer_complete(const rdmahttp_transfer *t)
 {
-    return t->head && t->fin && t->arrived == t->announced &&
-           t->consumed == t->announced &&
-           (!t->has_total || t->announced == t->total);
+    return t->head && t->fin && t->arrived == t->announced
+           && t->consumed == t->announced
+           && (!t->has_total || t->announced == t->total);
 }
 
 int rdmahttp_transfer_idle(const rdmahttp_transfer *t)
@@ -451,6 +453,6 @@ int rdmahttp_transfer_idle(const rdmahttp_transfer *t)
 
 int rdmahttp_transfer_over(const rdmahttp_transfer *t)
 {
-    return t->released && rdmahttp_transfer_idle(t) && !t->word.busy &&
-           (t->we_said || t->conn == 0 || !t->peer || t->peer->closed);
+    return t->released && rdmahttp_transfer_idle(t) && !t->word.busy
+           && (t->we_said || t->conn == 0 || !t->peer || t->peer->closed);
 }
