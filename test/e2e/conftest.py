@@ -80,7 +80,7 @@ def the_lab():
 @pytest.fixture(scope="session")
 def the_httpd(site, the_lab):
     root = Path(tempfile.mkdtemp(prefix="e2e-root."))
-    root.chmod(0o755)
+    root.chmod(0o777)  # some servers are not started by root
     server = Httpd(root, site, the_lab)
     yield server
     server.stop()

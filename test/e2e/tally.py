@@ -51,10 +51,8 @@ class Tally:
                f"{self.bytes / 2**20:.1f} MiB")
         yield (f"cells of driver x mode x family x MPM: {len(self.cells)} of "
                f"{len(ALL_CELLS)}")
-        if suite == "long" or len(self.cells) < 4:
-            return
-        for cell in sorted(self.cells):
-            yield f"  {name(cell)}"
+        if suite != "long":
+            yield from (f"  {name(cell)}" for cell in sorted(self.cells))
 
 
 def name(cell):
