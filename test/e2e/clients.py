@@ -1,15 +1,17 @@
 """The programs on the client's host, and the proof of which way bodies went."""
 import json
 import resource
+import select
 import signal
 import subprocess
 import tempfile
 from pathlib import Path
 
-from content import differs
+from content import SEED, differs
 from httpd import PORT
 
 RWGET = "/build/client/rwget"
+PEER = "/build/peer/rdma_peer"
 UNLIMITED = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
 HTTP_MOST = 4096  # TCP bytes of a response whose body goes by RDMA
 RXE_MTU = 4096    # bytes that one packet of rxe can carry at most
@@ -27,6 +29,24 @@ class Rwget:
 
     def __getattr__(self, name):
         return self.json[name]
+
+
+class Peer:
+    """How one run of rdma_peer ended."""
+
+    def __init__(self, status, out, err):
+        self.status = status
+        self.err = err
+        start = out.find("{")
+        self.json = json.loads(out[start:]) if start >= 0 else {}
+
+    def __getattr__(self, name):
+        return self.json[name]
+
+    @property
+    def connections_made(self):
+        return {kind: self.json["connections"][kind]
+                for kind in ("write", "read")}
 
 
 class Clients:
@@ -112,6 +132,37 @@ class Clients:
                 (by, size, 0), result.json
             self.prove(by, [size], [entry])
         return result, entry
+
+    def start_peer(self, paths, *options, mode="write,read", family=4,
+                   verify=f"stamp:{SEED:#x}", requests=None):
+        """A run over these paths; options as rdma_peer --help says."""
+        server = self.lab.server(family)
+        words = [PEER, "--server", f"{server if family == 4 else f'[{server}]'}"
+                 f":{PORT}", "--mode", mode, "--json=full"]
+        if "--bind" not in options:
+            words += ["--bind", self.lab.client(family)]
+        if verify:
+            words += ["--verify", verify]
+        if paths:
+            words += ["--requests", requests or len(paths)]
+        for path in paths:
+            words += ["--path", path]
+        return self.start([*words, *options], stdin=subprocess.PIPE)
+
+    def peer(self, paths, *options, seconds=90, **more):
+        process = self.start_peer(paths, *options, **more)
+        return Peer(*self.finish(process, seconds))
+
+    def peer_at(self, paths, step, *options, count=1, **more):
+        """Starts rdma_peer and comes back when it has stopped at that step
+        count times; it goes on when told by its standard input."""
+        process = self.start_peer(paths, "--step", f"{step}=stop", *options,
+                                  **more)
+        for _ in range(count):
+            ready, _, _ = select.select([process.stdout], [], [], 30)
+            line = process.stdout.readline() if ready else ""
+            assert line.startswith("reached"), f"{step}: not reached: {line}"
+        return process
 
     # ---- which way ------------------------------------------------------
 

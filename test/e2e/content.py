@@ -1,6 +1,7 @@
 """Files whose every 8-byte word, big-endian, is its own offset xor a seed:
 whatever lands in the wrong place is seen."""
 import array
+import hashlib
 
 SEED = 0x5EED << 40  # above all offsets, so that xor is a sum
 
@@ -31,13 +32,17 @@ class Site:
         root.mkdir()
         root.chmod(0o755)
 
-    def file(self, size, folder=""):
+    def file(self, size, folder="", seed=SEED):
         """The path, for a URL, of a file of that size."""
-        path = self.root / folder / f"{size}.bin"
+        name = f"{size}.bin" if seed == SEED else f"{size}-{seed:x}.bin"
+        path = self.root / folder / name
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
-            path.write_bytes(make(size))
+            path.write_bytes(make(size, seed))
         return f"/{path.relative_to(self.root)}"
+
+    def sha256(self, path):
+        return hashlib.sha256((self.root / path[1:]).read_bytes()).hexdigest()
 
     def text(self, name, text, mode=0o644):
         path = self.root / name

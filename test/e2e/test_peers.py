@@ -1,0 +1,144 @@
+"""Clients that do not behave: the server stays well, and serves the next."""
+import time
+from pathlib import Path
+
+import pytest
+
+from hosts import wait_until
+
+SHORT = "RdmaEnable On\nRdmaLeaseTimeout 1s\nRdmaTimeout 1s\n"
+TIGHT = SHORT + "RdmaMemory 8M\n"
+LARGE = 2_000_000  # all that one connection gets of 8M
+
+
+def well(client):
+    """The next one is served, by RDMA, both ways."""
+    client.httpd.skip_access()
+    client.fetch(65536, by="write")
+    client.fetch(65536, by="read")
+
+
+@pytest.mark.httpd(TIGHT)
+class TestLeases:
+    def test_never_consumed(self, client):
+        """While they last there is no memory for others; then there is."""
+        process = client.peer_at([client.site.file(LARGE)], "head",
+                                 "--clients", 4, count=4, mode="read")
+        entries = client.httpd.access(4)
+        ways = [(entry.mode, entry.declined) for entry in entries]
+        assert ("read", "-") in ways and ("tcp", "memory") in ways, ways
+
+        def served():
+            result = client.rwget(client.site.file(LARGE), rdma="read")
+            assert result.status == 0
+            return result.path == "read"
+        wait_until(served, 10, "the memory is back")
+        process.kill()
+        client.finish(process)
+        well(client)
+
+    def test_killed_with_a_lease(self, client):
+        for _ in range(3):
+            process = client.peer_at([client.site.file(LARGE)], "head",
+                                     mode="read")
+            process.kill()
+            client.finish(process)
+        well(client)
+
+    def test_given_back_when_revoked(self, client):
+        """A client that is slow, but answers, keeps its connection."""
+        process = client.peer_at([client.site.file(LARGE)], "before-read",
+                                 mode="read")
+        time.sleep(1.6)
+        process.stdin.close()
+        process.stdin = None
+        client.finish(process)
+        well(client)
+
+    def test_stop_does_not_wait_for_it(self, client):
+        process = client.peer_at([client.site.file(LARGE)], "head",
+                                 mode="read")
+        assert client.httpd.stop() < 5
+        assert not client.lab.objects()
+        process.kill()
+        client.finish(process)
+
+
+@pytest.mark.httpd("RdmaEnable On")
+def test_an_idle_child_sleeps(client):
+    """Eight connections cost nothing while nobody asks."""
+    process = client.peer_at([client.site.file(65536)], "done@1/8",
+                             "--clients", 8)
+    client.httpd.access(8)
+    time.sleep(1)
+
+    def switches():
+        total = 0
+        for child in client.httpd.children():
+            for status in Path(f"/proc/{child}/task").glob("*/status"):
+                for line in status.read_text().splitlines():
+                    if line.startswith("voluntary_ctxt_switches"):
+                        total += int(line.split()[1])
+        return total
+    before = switches()
+    time.sleep(4)
+    assert switches() - before < 4 * 10
+    process.stdin.close()
+    process.stdin = None
+    client.finish(process)
+
+
+STEPS = ("request-sent", "connect-request", "accepted", "established",
+         "hello", "first-message", "written-fin", "head", "before-read",
+         "during-read", "before-consumed", "consumed-sent")
+ENDS = ("exit", "disconnect", "destroy-qp", "close-http", "reset-http",
+        "abort")
+CHECKED = {("hello", "exit"), ("head", "reset-http"),
+           ("first-message", "disconnect"), ("before-read", "abort"),
+           ("connect-request", "close-http"), ("during-read", "destroy-qp")}
+
+
+@pytest.mark.httpd(SHORT)
+@pytest.mark.parametrize("step,end", [
+    pytest.param(step, end, marks=[] if (step, end) in CHECKED
+                 else pytest.mark.long)
+    for step in STEPS for end in ENDS])
+def test_leaving(client, step, end):
+    """At every step, in every way; three clients, one of them leaves."""
+    for mode in ("write", "read"):
+        client.peer([client.site.file(300_000)], "--clients", 3, "--step",
+                    f"{step}/2={end}", "--timeout", 10, "--progress", 2,
+                    "--linger", 300, mode=mode, requests=2)
+    well(client)
+
+
+LIES = ("bad-type", "wrong-type", "bad-length", "long-message", "bad-hello",
+        "zero-id", "huge-id", "unknown-id", "unknown-abort",
+        "consumed-beyond", "consumed-falls", "early-fin", "wrong-fin",
+        "extra-credits", "flood", "silent", "read-beyond", "read-before",
+        "read-far", "read-after-done", "many-reads", "write-attempt",
+        "accept-magic", "accept-version", "accept-kind", "accept-depth",
+        "accept-deep", "accept-conn", "accept-short", "accept-bare")
+CHECKED_LIES = {"consumed-beyond", "flood", "read-far", "accept-conn"}
+
+
+def step_of(lie):
+    if lie.startswith("accept-"):
+        return "connect-request"
+    return "consumed-sent" if lie == "read-after-done" else "head"
+
+
+@pytest.mark.httpd(SHORT)
+@pytest.mark.parametrize("lie", [
+    pytest.param(lie, marks=[] if lie in CHECKED_LIES else pytest.mark.long)
+    for lie in LIES])
+def test_lies(client, lie):
+    """An honest client at the same time does not notice."""
+    honest = client.start_peer([client.site.file(300_000)], requests=20)
+    for mode in ("write", "read"):
+        client.peer([client.site.file(300_000)], "--step",
+                    f"{step_of(lie)}@1=lie:{lie}", "--timeout", 10,
+                    "--progress", 2, "--linger", 300, mode=mode, requests=2)
+    status, out, _ = client.finish(honest)
+    assert status == 0, out
+    well(client)
