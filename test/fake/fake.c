@@ -196,6 +196,24 @@ void fake_freeze(struct rdma_cm_id *id, int on)
     fake_unlock();
 }
 
+unsigned fake_stuck(struct rdma_cm_id *id)
+{
+    const fake_id *peer;
+    const fake_wr *w;
+    unsigned on_wire = 0;
+    unsigned stuck = 0;
+
+    fake_lock();
+    peer = ((fake_id *)id)->peer;
+    w = peer && peer->id.qp ? ((fake_qp *)peer->id.qp)->first : NULL;
+    for (; w; w = w->next) {
+        on_wire += w->sent && !w->landed;
+        stuck += w->sent ? !w->done : on_wire >= FAKE_WIRE;
+    }
+    fake_unlock();
+    return stuck;
+}
+
 void fake_kill(struct rdma_cm_id *id)
 {
     fake_lock();

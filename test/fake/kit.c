@@ -1,0 +1,375 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include "kit.h"
+
+#include <apr_general.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../../rdma_cache_private.h"
+#include "../../rdma_conn_private.h"
+
+#define GLANCE (5 * KIT_MS) /* between two looks at what nobody signals */
+
+kit_server kit;
+
+/* ---- before and after a test ------------------------------------------- */
+
+static void log_line(void *baton, int level, int id, const char *line)
+{
+    static int loud = -1;
+
+    (void)baton;
+    if (__atomic_load_n(&loud, __ATOMIC_RELAXED) < 0) {
+        __atomic_store_n(&loud, getenv("KIT_LOG") != NULL, __ATOMIC_RELAXED);
+    }
+    if (__atomic_load_n(&loud, __ATOMIC_RELAXED)) {
+        fprintf(stderr, "%lld.%03d <%d> RDMA%04d %s\n",
+                (long long)(rdma_conn_now() / KIT_SECOND),
+                (int)(rdma_conn_now() / KIT_MS % 1000), level, id, line);
+    }
+}
+
+void kit_setup(void)
+{
+    fake_start();
+    ck_assert_int_eq(apr_initialize(), APR_SUCCESS);
+    ck_assert_int_eq(apr_pool_create(&kit.pool, NULL), APR_SUCCESS);
+    kit.conf = (rdma_cache_conf){.memory = 8 * 1024 * 1024,
+                                 .connect_timeout = 5 * KIT_SECOND,
+                                 .timeout = 5 * KIT_SECOND,
+                                 .lease_timeout = 5 * KIT_SECOND,
+                                 .idle_timeout = 60 * KIT_SECOND,
+                                 .max_connections = 32,
+                                 .max_connections_per_client = 8,
+                                 .log = log_line};
+}
+
+void kit_go(void)
+{
+    ck_assert_int_eq(rdma_cache_create(&kit.conf, kit.pool, &kit.cache),
+                     APR_SUCCESS);
+}
+
+void kit_stop(void)
+{
+    rdma_cache_stopping(kit.cache, 0);
+    rdma_cache_stop(kit.cache, NULL);
+    kit.cache = NULL;
+}
+
+void kit_teardown(void)
+{
+    if (kit.cache) {
+        kit_stop();
+    }
+    while (kit.nclients > 0) {
+        kit_client_free(kit.clients[--kit.nclients]);
+    }
+    apr_pool_destroy(kit.pool);
+    apr_terminate();
+    ck_assert_uint_eq(fake_stop(), 0);
+    ck_assert_uint_eq(fake_registered(), 0);
+}
+
+kit_client *kit_client_new(const char *addr)
+{
+    ck_assert_uint_lt(kit.nclients, KIT_CLIENTS);
+    return kit.clients[kit.nclients++] = kit_client_make(addr);
+}
+
+int kit_main(const char *name, void (*add)(Suite *s))
+{
+    Suite *suite = suite_create(name);
+    SRunner *runner;
+    int failed;
+
+    fake_seed();
+    add(suite);
+    runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+/* ---- content ----------------------------------------------------------- */
+
+/* Every word of 8 bytes is its own offset, xor what the id makes of it. */
+static void put_body(char *to, uint64_t from, size_t n, uint32_t id)
+{
+    uint64_t key = id * 0x9e3779b97f4a7c15u;
+    size_t i;
+
+    for (i = 0; i < n; i++) {
+        uint64_t at = from + i;
+
+        to[i] = (char)(((at & ~(uint64_t)7) ^ key) >> (8 * (at & 7)));
+    }
+}
+
+int kit_body_is_right(const kit_work *w)
+{
+    const rdma_mem_region *r =
+        w->kind == RDMA_HDR_WRITE ? &w->client->window : &w->client->sink;
+    char want[4096];
+    uint64_t at;
+
+    for (at = 0; at < w->total; at += sizeof(want)) {
+        size_t n = w->total - at < sizeof(want) ? (size_t)(w->total - at)
+                                                : sizeof(want);
+
+        put_body(want, at, n, w->id);
+        if (memcmp(want, r->base + w->at + at, n)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* ---- a request --------------------------------------------------------- */
+
+kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                     uint64_t total)
+{
+    return (kit_work){.client = c,
+                      .kind = kind,
+                      .id = id,
+                      .total = total,
+                      .window = KIT_WINDOW};
+}
+
+static int failed(kit_work *w, const char *step)
+{
+    w->step = step;
+    if (w->slot) {
+        rdma_cache_release(w->slot);
+        w->slot = NULL;
+    }
+    return -1;
+}
+
+int kit_begin(kit_work *w)
+{
+    rdma_cache_target t = {.kind = w->kind};
+
+    w->step = NULL;
+    memcpy(&t.remote, &w->client->addr, sizeof(w->client->addr));
+    t.local.ss_family = AF_INET;
+    memcpy(t.token, w->client->token, sizeof(t.token));
+    w->slot = rdma_cache_acquire(kit.cache, &t, &w->why);
+    if (!w->slot) {
+        return failed(w, "acquire");
+    }
+    w->why = rdma_cache_wait(w->slot, &w->set);
+    if (w->why != RDMA_HDR_NOT_DECLINED) {
+        return failed(w, "wait");
+    }
+    if (!rdma_cache_use_id(w->slot, w->id, &w->conn)) {
+        return failed(w, "use_id");
+    }
+    return 0;
+}
+
+int kit_open(kit_work *w)
+{
+    rdma_hdr_request req = {.id = w->id,
+                            .stag = w->client->window.mr->rkey,
+                            .to = (uintptr_t)w->client->window.base + w->at,
+                            .len = w->window};
+
+    w->why = rdma_body_open(w->set, &req, w->total, &w->body);
+    return w->why == RDMA_HDR_NOT_DECLINED ? 0 : failed(w, "open");
+}
+
+void kit_abandon(kit_work *w, rdma_hdr_abort why)
+{
+    w->conn = rdma_body_abandon(w->body, why);
+    w->body = NULL;
+    rdma_cache_release(w->slot);
+    w->slot = NULL;
+}
+
+static int trouble(kit_work *w, const char *step)
+{
+    kit_abandon(w, RDMA_HDR_ABORT_UNSPECIFIED);
+    return failed(w, step);
+}
+
+int kit_fill(kit_work *w, uint64_t bytes)
+{
+    uint64_t end = w->filled + bytes;
+
+    while (w->filled < end) {
+        size_t room;
+        char *at = rdma_body_space(w->body, &room);
+
+        if (!at) {
+            return trouble(w, "space");
+        }
+        if (room > end - w->filled) {
+            room = (size_t)(end - w->filled);
+        }
+        put_body(at, w->filled, room, w->id);
+        w->filled += room;
+        if (rdma_body_commit(w->body, room)) {
+            return trouble(w, "commit");
+        }
+    }
+    return 0;
+}
+
+int kit_finish(kit_work *w)
+{
+    if (rdma_body_finish(w->body, &w->head)) {
+        return trouble(w, "finish");
+    }
+    rdma_cache_release(w->slot);
+    w->slot = NULL;
+    w->body = NULL;
+    return 0;
+}
+
+int kit_serve(kit_work *w)
+{
+    return kit_begin(w) || kit_open(w) || kit_fill(w, w->total) ||
+                   kit_finish(w)
+               ? -1
+               : 0;
+}
+
+void *kit_serve_thread(void *work)
+{
+    kit_serve(work);
+    return NULL;
+}
+
+void kit_take(kit_work *w)
+{
+    char field[RDMA_HDR_FORMAT_MAX];
+    kit_conn *k;
+
+    ck_assert_msg(w->step == NULL, "id %u: %s has failed (%d)", w->id, w->step,
+                  (int)w->why);
+    k = kit_client_conn(w->client, w->head.conn - 1);
+    ck_assert_int_eq(rdma_hdr_format_response(&w->head, field, sizeof(field)),
+                     RDMA_HDR_OK);
+    ck_assert_uint_eq(w->head.id, w->id);
+    ck_assert_int_eq(w->head.kind, w->kind);
+    if (w->kind == RDMA_HDR_WRITE) {
+        ck_assert(w->head.has_total && w->head.total == w->total);
+        ck_assert_uint_eq(kit_await_fin(w->client, w->id).written, w->total);
+    }
+    else {
+        ck_assert(w->head.fin && w->head.len == w->total);
+        ck_assert_int_eq(kit_read(k, &w->head, w->at), 0);
+    }
+    ck_assert(kit_body_is_right(w));
+    if (w->kind == RDMA_HDR_READ) {
+        kit_say(k, RDMA_HDR_CONSUMED, w->id, w->total, RDMA_HDR_FIN);
+    }
+}
+
+/* ---- waiting for the server -------------------------------------------- */
+
+/* [cache locked] */
+static unsigned live_bodies(void)
+{
+    rdma_cache_slot *s;
+    unsigned live = 0;
+
+    for (s = kit.cache->slots; s; s = s->next) {
+        if (s->state == READY) {
+            rdma_conn_lock(s->conn);
+            live += rdma_body_set_live(s->set);
+            rdma_conn_unlock(s->conn);
+        }
+    }
+    return live;
+}
+
+static unsigned count_slots(void)
+{
+    const rdma_cache_slot *s;
+    unsigned n = 0;
+
+    for (s = kit.cache->slots; s; s = s->next) {
+        n++;
+    }
+    return n;
+}
+
+static void await(unsigned (*number)(void), unsigned wanted, const char *what)
+{
+    rdma_cache *cache = kit.cache;
+    rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
+    unsigned is;
+
+    pthread_mutex_lock(&cache->lock);
+    while ((is = number()) != wanted) {
+        rdma_conn_time next = rdma_conn_now() + GLANCE;
+        struct timespec ts = {(time_t)(next / 1000000),
+                              (long)(next % 1000000) * 1000};
+
+        ck_assert_msg(next < until, "%u %s instead of %u", is, what, wanted);
+        pthread_cond_timedwait(&cache->changed, &cache->lock, &ts);
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
+void kit_await_slots(unsigned n) { await(count_slots, n, "slots"); }
+
+void kit_await_no_bodies(void) { await(live_bodies, 0, "open ids"); }
+
+unsigned kit_used(void)
+{
+    rdma_mem_usage usage;
+
+    rdma_mem_usage_get(kit.cache->mem, &usage);
+    return (unsigned)usage.used;
+}
+
+void kit_await_used(unsigned bytes) { await(kit_used, bytes, "bytes in use"); }
+
+/* Free blocks: take all, give them back. */
+static unsigned free_blocks(void)
+{
+    rdma_mem_pool *pool = kit.cache->devices[0].pool;
+    char *blocks[1024];
+    unsigned i;
+    unsigned n = 0;
+
+    while (n < 1024 && rdma_mem_pool_take(pool, 1, &blocks[n]) == 0) {
+        n++;
+    }
+    for (i = 0; i < n; i++) {
+        rdma_mem_pool_give(pool, blocks[i]);
+    }
+    return n;
+}
+
+void kit_await_all_blocks(void)
+{
+    const rdma_mem_pool *pool = kit.cache->devices[0].pool;
+
+    await(free_blocks, (unsigned)(rdma_mem_pool_bytes(pool) / RDMA_MEM_BLOCK),
+          "free blocks");
+}
+
+void kit_age(rdma_conn_time by)
+{
+    rdma_cache_slot *s;
+
+    pthread_mutex_lock(&kit.cache->lock);
+    for (s = kit.cache->slots; s; s = s->next) {
+        if (s->state == READY) {
+            rdma_conn_lock(s->conn);
+            s->conn->heard -= by;
+            rdma_conn_unlock(s->conn);
+        }
+    }
+    pthread_mutex_unlock(&kit.cache->lock);
+}

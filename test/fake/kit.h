@@ -1,0 +1,193 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * kit: both sides of the engine's tests. The server's side drives rdma_cache and
+ * rdma_body as the output filter does; the client is a listener with a thread,
+ * built on rdma_conn_accept(), that can be told to misbehave.
+ *
+ * Locks: a connection's, then the kit's. No function here may be called with
+ * either held unless it says so.
+ */
+#ifndef KIT_H
+#define KIT_H
+
+#include <apr_pools.h>
+#include <check.h>
+#include <pthread.h>
+
+#include "../../rdma_body.h"
+#include "../../rdma_cache.h"
+#include "fake.h"
+
+#define KIT_MS      ((rdma_conn_time)1000)
+#define KIT_SECOND  ((rdma_conn_time)1000000)
+#define KIT_PATIENT (20 * KIT_SECOND) /* a test that waits so long has failed */
+#define KIT_WINDOW  ((size_t)24 * 1024 * 1024) /* bytes */
+#define KIT_BODIES  512
+#define KIT_CONNS   64
+
+/* ---- the client -------------------------------------------------------- */
+
+/* What it does with a connect request. */
+typedef enum kit_manner {
+    KIT_ACCEPT,
+    KIT_REJECT,      /* busy */
+    KIT_HOLD,        /* lets it lie until the manner changes */
+    KIT_BAD_ACCEPT,  /* conn 0 */
+    KIT_SPEAK_FIRST, /* accepts, and sends before HELLO */
+    KIT_LEAVE        /* accepts, and disconnects */
+} kit_manner;
+
+typedef struct kit_heard {
+    uint32_t id;
+    uint64_t written;
+    int fin;
+    int aborted;
+    uint32_t reason;
+} kit_heard;
+
+typedef struct kit_client kit_client;
+
+typedef struct kit_conn {
+    kit_client *client;
+    rdma_conn *conn; /* lives as long as the client */
+    uint32_t number;
+    int open, closed; /* the handler has been told */
+    rdma_conn_cause cause;
+} kit_conn;
+
+struct kit_client {
+    struct sockaddr_in addr;
+    uint8_t token[RDMA_HDR_TOKEN_LEN];
+    rdma_mem *mem;
+    struct rdma_event_channel *events;
+    struct rdma_cm_id *listener;
+    struct ibv_comp_channel *channel;
+    struct ibv_pd *pd;
+    rdma_mem_region window; /* the server may write */
+    rdma_mem_region sink;   /* for READs */
+    rdma_mem_region page;   /* for raw SENDs */
+    pthread_t thread;
+    int wake_fd;
+    pthread_mutex_t gate; /* held: the thread does nothing */
+
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int quit;
+    kit_manner manner;
+    int mute;        /* answers nothing: no CONSUMED, no ABORT */
+    unsigned nconns; /* that were accepted */
+    unsigned nopen;  /* that are */
+    unsigned nreqs;  /* connect requests that it has seen */
+    kit_conn conns[KIT_CONNS];
+    kit_heard heard[KIT_BODIES];
+    unsigned nheard;
+    struct rdma_cm_id *held[8];
+    rdma_hdr_connect held_req[8];
+    unsigned nheld;
+};
+
+/* By kit_client_new(), which sees to the end, too. */
+kit_client *kit_client_make(const char *addr);
+void kit_client_free(kit_client *c);
+uint16_t kit_client_port(const kit_client *c);
+/* Also judges anew the requests that it holds. */
+void kit_client_manner(kit_client *c, kit_manner manner);
+void kit_client_mute(kit_client *c, int mute);
+void kit_client_pause(kit_client *c, int on);
+
+/* The n-th connection (0 and up), once it is OPEN. */
+kit_conn *kit_client_conn(kit_client *c, unsigned n);
+/* Wait for what has been heard of an id; fails the test if it does not come. */
+kit_heard kit_await_fin(kit_client *c, uint32_t id);
+kit_heard kit_await_abort(kit_client *c, uint32_t id);
+void kit_await_closed(kit_client *c, unsigned n);
+void kit_await_requests(kit_client *c, unsigned n);
+/* Until so many work requests of the server are stuck on its way to this
+ * connection, which is frozen. */
+void kit_await_stuck(kit_client *c, unsigned n, unsigned stuck);
+
+void kit_say(kit_conn *k, rdma_hdr_type type, uint32_t id, uint64_t bytes,
+             unsigned flags);
+/* Send these bytes, around all rules. */
+void kit_send_raw(kit_conn *k, const void *bytes, size_t len);
+void kit_disconnect(kit_conn *k);
+
+/* READ len bytes of the server's part to sink + at. 0, or -1. */
+int kit_read(kit_conn *k, const rdma_hdr_response *head, size_t at);
+
+/* ---- the server -------------------------------------------------------- */
+
+#define KIT_CLIENTS 16
+
+typedef struct kit_server {
+    rdma_cache_conf conf;
+    rdma_cache *cache; /* NULL: not there, or stopped */
+    apr_pool_t *pool;
+    kit_client *clients[KIT_CLIENTS];
+    unsigned nclients;
+} kit_server;
+
+/* Of the running test; kit_setup() and kit_teardown() are its fixtures. conf
+ * may be changed before kit_go(). */
+extern kit_server kit;
+
+void kit_setup(void);
+void kit_go(void);
+/* A client at this address, which ends with the test. */
+kit_client *kit_client_new(const char *addr);
+void kit_stop(void); /* hard */
+/* Stop the cache and free the clients, and prove that nothing is left. */
+void kit_teardown(void);
+/* Runs the suite. Returns what main() returns. */
+int kit_main(const char *name, void (*add)(Suite *s));
+
+/* One request, step by step as the filter takes them. */
+typedef struct kit_work {
+    kit_client *client;
+    rdma_hdr_kind kind;
+    uint32_t id;
+    uint64_t total;
+    size_t at;       /* the window's, or sink's, offset */
+    uint64_t window; /* bytes of the window that are offered */
+
+    rdma_cache_slot *slot;
+    rdma_body_set *set;
+    rdma_body *body;
+    uint64_t filled;
+    rdma_hdr_declined why; /* of acquire, wait and open */
+    const char *step;      /* the one that failed, or NULL */
+    uint32_t conn; /* abandoned, or used twice: what declined=failed names */
+    rdma_hdr_response head;
+} kit_work;
+
+kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                     uint64_t total);
+/* 0, or -1 with w->step; what has been taken by then is given back. */
+int kit_begin(kit_work *w); /* acquire, wait, use_id */
+int kit_open(kit_work *w);
+int kit_fill(kit_work *w, uint64_t bytes);
+int kit_finish(kit_work *w);
+void kit_abandon(kit_work *w, rdma_hdr_abort why);
+/* All of them. */
+int kit_serve(kit_work *w);
+void *kit_serve_thread(void *work);
+
+/* The client's part: take the body, compare it, say the last word. */
+void kit_take(kit_work *w);
+/* Compare what lies in window or sink. 1: it is the body. */
+int kit_body_is_right(const kit_work *w);
+
+/* Wait until the cache has n slots (connections, and those in the making). */
+void kit_await_slots(unsigned n);
+/* ... until no id is open. */
+void kit_await_no_bodies(void);
+/* ... until so many bytes are registered by the server. */
+void kit_await_used(unsigned bytes);
+unsigned kit_used(void);
+/* ... until every block of the pool is free. Nobody else takes one meanwhile. */
+void kit_await_all_blocks(void);
+/* As if the server's connections had been silent for so long. */
+void kit_age(rdma_conn_time by);
+
+#endif /* KIT_H */
