@@ -199,6 +199,21 @@ static size_t most_of_memlock(size_t wanted)
                : (size_t)limit.rlim_cur - CONN_RESERVE;
 }
 
+/* The first window, if connections can then be had too: another endpoint may
+ * have most of what can be locked. 0 or an errno. */
+static int map_with_room(rdmahttp_endpoint *ep)
+{
+    rdma_mem_region room;
+    int error = map_window(ep, &ep->window[0]);
+
+    if (!error) {
+        error = rdma_mem_map(ep->mem, ep->pd, CONN_RESERVE,
+                             IBV_ACCESS_LOCAL_WRITE, &room);
+        rdma_mem_unmap(ep->mem, error ? &ep->window[0].region : &room);
+    }
+    return error;
+}
+
 /* The first window; smaller if RLIMIT_MEMLOCK wants it so. */
 static int first_window(rdmahttp_endpoint *ep, char *why)
 {
@@ -208,7 +223,7 @@ static int first_window(rdmahttp_endpoint *ep, char *why)
     if (wanted > WINDOW_LEAST) {
         ep->window_len = most_of_memlock(wanted);
     }
-    while ((error = map_window(ep, &ep->window[0])) == ENOMEM
+    while ((error = map_with_room(ep)) == ENOMEM
            && ep->window_len / 2 >= WINDOW_LEAST) {
         ep->window_len /= 2;
     }
@@ -240,7 +255,7 @@ static int set_up(rdmahttp_endpoint *ep, const struct sockaddr_storage *local,
                   char *why)
 {
     size_t budget = ep->windows * (ep->window_len + CONN_MEMORY)
-                    + ep->conf->connections * CONN_MEMORY;
+                    + ep->conf->connections * CONN_MEMORY + CONN_RESERVE;
 
     ep->mem = rdma_mem_create(budget);
     ep->window = calloc(ep->windows, sizeof(*ep->window));

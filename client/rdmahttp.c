@@ -19,6 +19,7 @@
 typedef struct origin {
     struct origin *next;
     char *name;                  /* scheme://host:port */
+    unsigned users;              /* hops under way */
     rdmahttp_endpoint *ep;       /* NULL: none can be had */
     char why[RDMAHTTP_TEXT_MAX]; /* then */
 } origin;
@@ -183,9 +184,8 @@ static void open_endpoint(rdmahttp *h, const target *u, origin *o)
     }
 }
 
-/* The endpoint for this origin. NULL: none, *why says why. */
-static rdmahttp_endpoint *endpoint_for(rdmahttp *h, const target *u,
-                                       char why[RDMAHTTP_TEXT_MAX])
+/* What is known of this origin, for one hop. NULL: out of memory. */
+static origin *enter(rdmahttp *h, const target *u)
 {
     origin *o;
 
@@ -200,18 +200,44 @@ static rdmahttp_endpoint *endpoint_for(rdmahttp *h, const target *u,
         if (!o || !o->name) {
             free(o);
             pthread_mutex_unlock(&h->lock);
-            snprintf(why, RDMAHTTP_TEXT_MAX, "out of memory");
             return NULL;
         }
         open_endpoint(h, u, o);
         o->next = h->origins;
         h->origins = o;
     }
+    o->users++;
     pthread_mutex_unlock(&h->lock);
-    if (!o->ep) {
-        memcpy(why, o->why, RDMAHTTP_TEXT_MAX);
+    return o;
+}
+
+static void leave(rdmahttp *h, origin *o)
+{
+    pthread_mutex_lock(&h->lock);
+    o->users--;
+    pthread_mutex_unlock(&h->lock);
+}
+
+/* A transfer that was given up before it was bound keeps its window until the
+ * endpoint ends. When that leaves none, and nobody else is here, a new endpoint
+ * takes the place. */
+static rdmahttp_transfer *begin_transfer(rdmahttp *h, const target *u,
+                                         origin *o)
+{
+    rdmahttp_transfer *t = rdmahttp_endpoint_begin(o->ep);
+
+    if (t) {
+        return t;
     }
-    return o->ep;
+    pthread_mutex_lock(&h->lock);
+    if (o->users == 1) {
+        rdmahttp_endpoint_close(o->ep);
+        o->ep = NULL;
+        open_endpoint(h, u, o);
+        t = o->ep ? rdmahttp_endpoint_begin(o->ep) : NULL;
+    }
+    pthread_mutex_unlock(&h->lock);
+    return t;
 }
 
 static rdmahttp_exchange *take_exchange(rdmahttp *h)
@@ -260,6 +286,7 @@ typedef struct attempt {
     char *location; /* of a redirect that we follow */
 
     /* this request */
+    origin *origin; /* NULL: RDMA is out of the question */
     rdmahttp_endpoint *ep;
     rdmahttp_transfer *t; /* NULL: without the field */
     verdict verdict;
@@ -443,6 +470,7 @@ static void begin(attempt *a)
     char *why = a->result->why;
     const rdmahttp_conf *conf = &a->h->conf;
 
+    a->origin = NULL;
     a->ep = NULL;
     a->t = NULL;
     why[0] = '\0';
@@ -456,13 +484,18 @@ static void begin(attempt *a)
         snprintf(why, RDMAHTTP_TEXT_MAX, "the environment names a proxy");
     }
     else {
-        a->ep = endpoint_for(a->h, &a->to, why);
+        a->origin = enter(a->h, &a->to);
     }
-    if (a->ep) {
-        a->t = rdmahttp_endpoint_begin(a->ep);
-        if (!a->t) {
-            snprintf(why, RDMAHTTP_TEXT_MAX, "no window is free");
-        }
+    if (!a->origin) {
+        return;
+    }
+    if (a->origin->ep) {
+        a->t = begin_transfer(a->h, &a->to, a->origin);
+        a->ep = a->origin->ep;
+    }
+    if (!a->t) {
+        snprintf(why, RDMAHTTP_TEXT_MAX, "%s",
+                 a->ep ? "no window is free" : a->origin->why);
     }
 }
 
@@ -549,6 +582,8 @@ static rdmahttp_status run_once(attempt *a, int *again)
                  out == RDMAHTTP_HTTP_REPEATED
                      ? "the HTTP connection was lost before the answer"
                      : message);
+        rdmahttp_endpoint_give_up(a->ep, a->t, RDMA_HDR_ABORT_CANCELLED,
+                                  a->why);
         *again = 1;
     }
     if (a->t) {
@@ -580,15 +615,19 @@ static rdmahttp_status hop(attempt *a)
 
     begin(a);
     status = run_once(a, &again);
-    if (!again || start_over(a)) {
-        return status;
+    if (again && start_over(a) == 0) {
+        rdmahttp_log(&a->h->conf, RDMAHTTP_LOG_WARNING,
+                     "RDMA failed: %s; asking again without", a->why);
+        snprintf(result->why, sizeof(result->why), "RDMA failed: %.200s",
+                 a->why);
+        result->path = RDMAHTTP_BY_TCP;
+        result->message[0] = '\0';
+        status = run_once(a, &again);
     }
-    rdmahttp_log(&a->h->conf, RDMAHTTP_LOG_WARNING,
-                 "RDMA failed: %s; asking again without", a->why);
-    snprintf(result->why, sizeof(result->why), "RDMA failed: %.200s", a->why);
-    result->path = RDMAHTTP_BY_TCP;
-    result->message[0] = '\0';
-    return run_once(a, &again);
+    if (a->origin) {
+        leave(a->h, a->origin);
+    }
+    return status;
 }
 
 /* Follow the redirect: a new result->url. */
