@@ -501,6 +501,9 @@ void endpoint_end(struct endpoint *ep)
             window_put(ep, r->sink);
         }
     }
+    if (ep->lies != NULL) {
+        window_put(ep, ep->lies);
+    }
     for (unsigned use = 0; use < 2; use++) {
         while ((w = ep->windows[use]) != NULL) {
             ep->windows[use] = w->next;

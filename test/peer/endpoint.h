@@ -10,7 +10,7 @@
 #include "http.h"
 #include "peer.h"
 
-enum { PARTS_MAX = 4, READS_MAX = 4 };
+enum { PARTS_MAX = 4, READS_MAX = 4, LIE_SIZE = 4096 };
 
 /* Memory for the server to write into, or for READs to land in. */
 enum use { FOR_WRITE, FOR_READ };
@@ -54,7 +54,7 @@ enum result { PENDING, OK, FAILED };
 struct piece {
     struct request *r;
     uint32_t len;
-    bool done;
+    bool lie; /* a move that the protocol forbids */
 };
 
 struct request {
@@ -90,7 +90,7 @@ struct request {
     bool offered;
     uint64_t offers_from; /* where the first OFFER begins */
     uint64_t asked;       /* READs have been posted up to here */
-    struct piece pieces[READS_MAX];
+    struct piece pieces[READS_MAX], lie;
     unsigned first_piece, n_pieces;
     struct window *sink;
     struct part last_part; /* for lies */
@@ -115,7 +115,7 @@ struct endpoint {
     struct request **requests;
     unsigned n_requests, ended;
     struct request *open;
-    struct window *windows[2];
+    struct window *windows[2], *lies;
     struct lane *lanes;
     bool over;
 };

@@ -388,7 +388,7 @@ static bool take(int option, const char *value)
         break;
     case O_READ_SIZE:
         opt.read_size = n;
-        return n > 0;
+        return n >= 1024;
     case O_LINKS:
         opt.links_max = n;
         break;

@@ -63,6 +63,8 @@ struct totals {
     uint64_t bytes[PATHS], wrong;
     unsigned accepted[3], rejected[8], lost, aside;
     unsigned unexpected;
+    unsigned lies_done, lies_refused;
+    uint64_t lies_seen; /* bytes that are not 0 */
     uint64_t in[MESSAGE_TYPES], out[MESSAGE_TYPES];
     unsigned status[1000];
     unsigned n_errors;

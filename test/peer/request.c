@@ -394,10 +394,31 @@ void request_lost(struct request *r)
     request_advance(r);
 }
 
+/* What a forbidden move has come to. */
+static void told(const struct request *r, bool fine)
+{
+    const uint8_t *data = r->ep->lies->memory;
+    trace("client %u: the forbidden move %s", r->ep->number,
+          fine ? "was done" : "was refused");
+    if (!fine) {
+        totals.lies_refused++;
+        return;
+    }
+    totals.lies_done++;
+    for (unsigned i = 0; i < LIE_SIZE; i++) {
+        totals.lies_seen += data[i] != 0;
+    }
+}
+
 void request_moved(struct piece *p, bool fine)
 {
     struct request *r = p->r;
-    uint8_t *data = r->sink->memory + (size_t)(p - r->pieces) * opt.read_size;
+    uint8_t *data;
+    if (p->lie) {
+        told(r, fine);
+        return;
+    }
+    data = r->sink->memory + (size_t)(p - r->pieces) * opt.read_size;
     if (!fine || r->n_pieces == 0) {
         return;
     }

@@ -190,6 +190,11 @@ static void print_json(struct endpoint **endpoints, double seconds)
     json_number(&j, "http_connections", totals.http_connections);
     json_number(&j, "aside", totals.aside);
     json_number(&j, "unexpected", totals.unexpected);
+    json_open(&j, "forbidden", '{');
+    json_number(&j, "done", totals.lies_done);
+    json_number(&j, "refused", totals.lies_refused);
+    json_number(&j, "bytes_seen", totals.lies_seen);
+    json_close(&j, '}');
     print_messages(&j, "messages_in", totals.in);
     print_messages(&j, "messages_out", totals.out);
     json_open(&j, "status", '{');

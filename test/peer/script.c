@@ -178,15 +178,19 @@ static void move(const struct point *p, enum ibv_wr_opcode opcode,
     if (r == NULL || c == NULL || r->last_part.len == 0) {
         return;
     }
-    if (r->sink == NULL) {
-        r->sink = window_get(r->ep, FOR_READ);
+    if (r->ep->lies == NULL) {
+        r->ep->lies = window_get(r->ep, FOR_READ);
     }
-    if (r->sink != NULL) {
+    if (r->ep->lies != NULL) {
         trace("client %u lies: %s of %u bytes at part + %llu", p->ep->number,
-              opcode == IBV_WR_RDMA_READ ? "READ" : "WRITE", 4096,
+              opcode == IBV_WR_RDMA_READ ? "READ" : "WRITE", LIE_SIZE,
               (unsigned long long)shift);
-        conn_move(c, opcode, r->sink->memory, r->sink->mr, 4096,
-                  r->last_part.stag, r->last_part.to + shift, NULL, true);
+        uint8_t *data = r->ep->lies->memory;
+        memset(data, 0, LIE_SIZE);
+        r->lie.r = r;
+        r->lie.lie = true;
+        conn_move(c, opcode, data, r->ep->lies->mr, LIE_SIZE, r->last_part.stag,
+                  r->last_part.to + shift, &r->lie, true);
     }
 }
 
