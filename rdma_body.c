@@ -3,15 +3,16 @@
  */
 #include "rdma_body.h"
 
+#include "rdma_arenas.h"
+
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCKS     4 /* of one body: filling overlaps with moving */
-#define ARENA_MIN  ((size_t)1024 * 1024) /* bytes */
-#define ARENA_IDLE 5000000 /* microseconds: then an idle arena is given back */
+#define BLOCKS     4       /* of one body: filling overlaps with moving */
+#define ARENA_LOOK 6000000 /* microseconds: then idle arenas are looked for */
 
 typedef enum body_state { RESERVED, ACTIVE, SAID, CLOSED } body_state;
 
@@ -50,14 +51,13 @@ struct rdma_body {
     int sent_state;    /* 0 on its way, 1 has gone, -1 failed */
 
     /* read kind */
-    rdma_mem_part part;
+    rdma_arenas_part part;
 };
 
 struct rdma_body_set {
     rdma_conn *conn;
     rdma_body_conf conf;
-    rdma_mem_arena *arena;
-    rdma_conn_time idle_since; /* of the arena */
+    rdma_arenas *arenas; /* read kind */
     rdma_body *bodies;
     unsigned live;
 };
@@ -68,9 +68,18 @@ rdma_body_set *rdma_body_set_create(rdma_conn *c, const rdma_body_conf *conf)
 {
     rdma_body_set *set = calloc(1, sizeof(*set));
 
-    if (set) {
-        set->conn = c;
-        set->conf = *conf;
+    if (!set) {
+        return NULL;
+    }
+    set->conn = c;
+    set->conf = *conf;
+    if (rdma_conn_kind(c) == RDMA_HDR_READ) {
+        set->arenas =
+            rdma_arenas_create(conf->mem, rdma_conn_pd(c), conf->arena_max);
+        if (!set->arenas) {
+            free(set);
+            return NULL;
+        }
     }
     return set;
 }
@@ -83,15 +92,22 @@ static void give_block(rdma_body *b, block *k)
     }
 }
 
-static void unlink_body(rdma_body *b)
+static void give_idle_blocks(rdma_body *b)
 {
     unsigned i;
 
     for (i = 0; i < b->nblocks; i++) {
-        give_block(b, &b->blocks[i]);
+        if (!b->blocks[i].busy) {
+            give_block(b, &b->blocks[i]);
+        }
     }
-    if (b->part.base) {
-        rdma_mem_part_give(b->set->arena, &b->part);
+}
+
+static void unlink_body(rdma_body *b)
+{
+    give_idle_blocks(b);
+    if (b->part.mem.base) {
+        rdma_arenas_give(b->set->arenas, &b->part);
     }
     if (b->prev) {
         b->prev->next = b->next;
@@ -110,7 +126,7 @@ void rdma_body_set_destroy(rdma_body_set *set)
     while (set->bodies) {
         unlink_body(set->bodies);
     }
-    rdma_mem_arena_destroy(set->arena);
+    rdma_arenas_destroy(set->arenas);
     free(set);
 }
 
@@ -177,13 +193,13 @@ static void settle(rdma_body *b)
     if (b->state != CLOSED || b->worker || b->flying) {
         return;
     }
-    if (b->part.base && rdma_conn_state_get(set->conn) == RDMA_CONN_CLOSED) {
+    if (b->part.mem.base
+        && rdma_conn_state_get(set->conn) == RDMA_CONN_CLOSED) {
         return;
     }
     unlink_body(b);
-    if (set->arena && rdma_mem_arena_idle(set->arena)) {
-        set->idle_since = rdma_conn_now();
-        set->conf.remind(set->conf.baton, set->idle_since + ARENA_IDLE);
+    if (set->arenas) { /* what is idle now will have to be given back */
+        set->conf.remind(set->conf.baton, rdma_conn_now() + ARENA_LOOK);
     }
 }
 
@@ -237,47 +253,14 @@ static rdma_hdr_declined reserve_write(rdma_body *b,
     return RDMA_HDR_NOT_DECLINED;
 }
 
-/* An arena that can hold len bytes beside nothing else. */
-static int grow_arena(rdma_body_set *set, size_t len)
-{
-    size_t bytes = ARENA_MIN;
-    struct ibv_pd *pd = rdma_conn_pd(set->conn);
-
-    if (set->arena) {
-        if (!rdma_mem_arena_idle(set->arena)
-            || rdma_mem_arena_bytes(set->arena) >= len) {
-            return ENOMEM;
-        }
-        rdma_mem_arena_destroy(set->arena);
-        set->arena = NULL;
-    }
-    while (bytes < len) {
-        bytes *= 2;
-    }
-    if (bytes > set->conf.arena_max) {
-        bytes = set->conf.arena_max;
-    }
-    if (rdma_mem_arena_create(set->conf.mem, pd, bytes, &set->arena)) {
-        return rdma_mem_arena_create(set->conf.mem, pd, len, &set->arena);
-    }
-    return 0;
-}
-
 static rdma_hdr_declined reserve_read(rdma_body *b)
 {
-    rdma_body_set *set = b->set;
-    size_t len = (size_t)b->total;
-
-    if (b->total > set->conf.arena_max || b->total > UINT32_MAX) {
+    if (b->total > b->set->conf.arena_max || b->total > UINT32_MAX) {
         return RDMA_HDR_WINDOW;
     }
-    if (set->arena && rdma_mem_part_take(set->arena, len, &b->part) == 0) {
-        return RDMA_HDR_NOT_DECLINED;
-    }
-    if (grow_arena(set, len) || rdma_mem_part_take(set->arena, len, &b->part)) {
-        return RDMA_HDR_MEMORY;
-    }
-    return RDMA_HDR_NOT_DECLINED;
+    return rdma_arenas_take(b->set->arenas, (size_t)b->total, &b->part)
+               ? RDMA_HDR_MEMORY
+               : RDMA_HDR_NOT_DECLINED;
 }
 
 rdma_hdr_declined rdma_body_open(rdma_body_set *set,
@@ -362,7 +345,7 @@ char *rdma_body_space(rdma_body *b, size_t *room)
     }
     else if (left > 0 && alive(b)) {
         *room = (size_t)left;
-        at = b->part.base + b->committed;
+        at = b->part.mem.base + b->committed;
     }
     rdma_conn_unlock(c);
     if (at && *room > left) {
@@ -505,8 +488,8 @@ int rdma_body_finish(rdma_body *b, rdma_hdr_response *head)
         rc = finish_write(b);
     }
     else if (rdma_conn_state_get(c) == RDMA_CONN_OPEN) {
-        head->stag = rdma_mem_arena_rkey(b->set->arena);
-        head->to = (uintptr_t)b->part.base;
+        head->stag = rdma_mem_arena_rkey(b->part.arena);
+        head->to = (uintptr_t)b->part.mem.base;
         head->len = b->total;
         head->fin = 1;
         said(b, "lease");
@@ -514,6 +497,7 @@ int rdma_body_finish(rdma_body *b, rdma_hdr_response *head)
     }
     if (rc == 0) {
         b->worker = 0;
+        give_idle_blocks(b); /* all have been sent: a slow client pins none */
         settle(b);
     }
     rdma_conn_unlock(c);
@@ -524,7 +508,6 @@ uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why)
 {
     rdma_conn *c = b->set->conn;
     uint32_t posted;
-    unsigned i;
 
     rdma_conn_lock(c);
     /* The client may have ended an id for which nothing was posted: it has got
@@ -542,11 +525,7 @@ uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why)
         }
     }
     b->worker = 0;
-    for (i = 0; i < b->nblocks; i++) {
-        if (!b->blocks[i].busy) {
-            give_block(b, &b->blocks[i]);
-        }
-    }
+    give_idle_blocks(b);
     settle(b);
     rdma_conn_unlock(c);
     return posted;
@@ -630,24 +609,10 @@ void rdma_body_closed(rdma_body_set *set)
     rdma_conn_wake(set->conn);
 }
 
-static void drop_idle_arena(rdma_body_set *set, rdma_conn_time now,
-                            rdma_conn_time *next)
-{
-    if (!set->arena || !rdma_mem_arena_idle(set->arena)) {
-        return;
-    }
-    if (now >= set->idle_since + ARENA_IDLE) {
-        rdma_mem_arena_destroy(set->arena);
-        set->arena = NULL;
-    }
-    else if (set->idle_since + ARENA_IDLE < *next) {
-        *next = set->idle_since + ARENA_IDLE;
-    }
-}
-
 rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now)
 {
     rdma_conn_time next = RDMA_CONN_NEVER;
+    rdma_conn_time trim;
     rdma_body *b;
 
     for (b = set->bodies; b; b = b->next) {
@@ -675,6 +640,6 @@ rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now)
             next = b->deadline;
         }
     }
-    drop_idle_arena(set, now, &next);
-    return next;
+    trim = set->arenas ? rdma_arenas_trim(set->arenas, now) : RDMA_CONN_NEVER;
+    return trim < next ? trim : next;
 }

@@ -445,7 +445,7 @@ void rdma_cache_stopping(rdma_cache *cache, int graceful)
 {
     pthread_mutex_lock(&cache->lock);
     if (cache->stopping < (graceful ? 1 : 2)) {
-        cache->stopping = graceful ? 1 : 2;
+        __atomic_store_n(&cache->stopping, graceful ? 1 : 2, __ATOMIC_RELAXED);
     }
     pthread_cond_broadcast(&cache->changed);
     rdma_cache_remind(cache, 0);
@@ -470,14 +470,14 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
 {
     pthread_mutex_lock(&cache->lock);
     if (!cache->stopping) {
-        cache->stopping = 1;
+        __atomic_store_n(&cache->stopping, 1, __ATOMIC_RELAXED);
     }
     rdma_cache_remind(cache, 0);
     if (cache->started && cache->stopping == 1) {
         wait_for_slots(cache, rdma_conn_now() + cache->conf.lease_timeout,
                        give_up);
     }
-    cache->stopping = 2;
+    __atomic_store_n(&cache->stopping, 2, __ATOMIC_RELAXED);
     rdma_cache_remind(cache, 0);
     pthread_cond_broadcast(&cache->changed);
     if (cache->started) {

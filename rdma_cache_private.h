@@ -99,7 +99,7 @@ struct rdma_cache {
     rdma_cache_slot *slots;
     int started;
     int refused;  /* threads could not be started: nothing by RDMA */
-    int stopping; /* 1 graceful, 2 now */
+    int stopping; /* 1 graceful, 2 now; also read atomically without */
     int quit;
     pthread_t progress;
     pthread_t connectors[RDMA_CACHE_CONNECTORS];

@@ -51,9 +51,18 @@ static void conn_opened(void *baton, rdma_conn *c)
 static int conn_message(void *baton, rdma_conn *c, const rdma_hdr_msg *m)
 {
     rdma_cache_slot *slot = baton;
+    int rc;
 
     (void)c;
-    return slot->set ? rdma_body_message(slot->set, m) : 0;
+    if (!slot->set) { /* no memory for it: the connection is about to go */
+        return 0;
+    }
+    rc = rdma_body_message(slot->set, m);
+    if (rdma_body_set_live(slot->set) == 0
+        && __atomic_load_n(&slot->cache->stopping, __ATOMIC_RELAXED)) {
+        rdma_cache_remind(slot->cache, 0); /* which waits for this */
+    }
+    return rc;
 }
 
 static void conn_closed(void *baton, rdma_conn *c)

@@ -1,0 +1,155 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ */
+#include "rdma_arenas.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ARENAS    8                     /* of one connection */
+#define ARENA_MIN ((size_t)1024 * 1024) /* bytes */
+#define IDLE      5000000 /* microseconds: then an idle arena is given back */
+
+struct rdma_arenas {
+    rdma_mem *mem;
+    struct ibv_pd *pd;
+    size_t max;
+    size_t bytes; /* of all of them */
+    unsigned n;
+    struct {
+        rdma_mem_arena *arena;
+        rdma_conn_time idle_since;
+    } of[ARENAS];
+};
+
+rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max)
+{
+    rdma_arenas *a = calloc(1, sizeof(*a));
+
+    if (a) {
+        a->mem = mem;
+        a->pd = pd;
+        a->max = max;
+    }
+    return a;
+}
+
+static void drop(rdma_arenas *a, unsigned i)
+{
+    a->bytes -= rdma_mem_arena_bytes(a->of[i].arena);
+    rdma_mem_arena_destroy(a->of[i].arena);
+    a->of[i] = a->of[--a->n];
+}
+
+void rdma_arenas_destroy(rdma_arenas *a)
+{
+    if (a) {
+        while (a->n > 0) {
+            drop(a, 0);
+        }
+        free(a);
+    }
+}
+
+/* Make room for one more of so many bytes, at the cost of idle ones. */
+static int make_room(rdma_arenas *a, size_t bytes)
+{
+    unsigned i = 0;
+
+    while (i < a->n && (a->n == ARENAS || a->bytes + bytes > 2 * a->max)) {
+        if (rdma_mem_arena_idle(a->of[i].arena)) {
+            drop(a, i);
+        }
+        else {
+            i++;
+        }
+    }
+    return a->n < ARENAS && a->bytes + bytes <= 2 * a->max;
+}
+
+static int add(rdma_arenas *a, size_t bytes)
+{
+    if (!make_room(a, bytes)
+        || rdma_mem_arena_create(a->mem, a->pd, bytes, &a->of[a->n].arena)) {
+        return ENOMEM;
+    }
+    a->of[a->n].idle_since = rdma_conn_now();
+    a->bytes += rdma_mem_arena_bytes(a->of[a->n].arena);
+    a->n++;
+    return 0;
+}
+
+/* An arena that can hold len bytes: of a power of two if there is memory, so
+ * that the next body finds room in it, too. */
+static int grow(rdma_arenas *a, size_t len)
+{
+    size_t bytes = ARENA_MIN;
+
+    if (len > a->max) {
+        return ENOMEM;
+    }
+    while (bytes < len) {
+        bytes *= 2;
+    }
+    return add(a, bytes < a->max ? bytes : a->max) == 0 ? 0 : add(a, len);
+}
+
+static int take(rdma_arenas *a, size_t len, rdma_arenas_part *out)
+{
+    unsigned i;
+
+    for (i = 0; i < a->n; i++) {
+        if (rdma_mem_part_take(a->of[i].arena, len, &out->mem) == 0) {
+            out->arena = a->of[i].arena;
+            return 0;
+        }
+    }
+    return ENOMEM;
+}
+
+int rdma_arenas_take(rdma_arenas *a, size_t len, rdma_arenas_part *out)
+{
+    if (take(a, len, out) == 0) {
+        return 0;
+    }
+    return grow(a, len) ? ENOMEM : take(a, len, out);
+}
+
+void rdma_arenas_give(rdma_arenas *a, rdma_arenas_part *part)
+{
+    unsigned i;
+
+    if (!part->mem.base) {
+        return;
+    }
+    rdma_mem_part_give(part->arena, &part->mem);
+    for (i = 0; i < a->n; i++) {
+        if (a->of[i].arena == part->arena) {
+            a->of[i].idle_since = rdma_conn_now();
+        }
+    }
+    memset(part, 0, sizeof(*part));
+}
+
+rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now)
+{
+    rdma_conn_time next = RDMA_CONN_NEVER;
+    unsigned i = 0;
+
+    while (i < a->n) {
+        rdma_conn_time until = a->of[i].idle_since + IDLE;
+
+        if (!rdma_mem_arena_idle(a->of[i].arena)) {
+            i++;
+        }
+        else if (now >= until) {
+            drop(a, i);
+        }
+        else {
+            next = until < next ? until : next;
+            i++;
+        }
+    }
+    return next;
+}
