@@ -20,7 +20,8 @@
 
 fake_world fake = {.lock = PTHREAD_MUTEX_INITIALIZER,
                    .work = PTHREAD_COND_INITIALIZER,
-                   .acked = PTHREAD_COND_INITIALIZER};
+                   .acked = PTHREAD_COND_INITIALIZER,
+                   .settled = PTHREAD_COND_INITIALIZER};
 
 static uint64_t seed;
 static struct {
@@ -42,6 +43,12 @@ static __thread int spared;
 void fake_lock(void) { pthread_mutex_lock(&fake.lock); }
 
 void fake_unlock(void) { pthread_mutex_unlock(&fake.lock); }
+
+void fake_work(void)
+{
+    fake.idle = 0;
+    pthread_cond_signal(&fake.work);
+}
 
 unsigned fake_random(unsigned below)
 {
@@ -84,7 +91,10 @@ void fake_start(void)
 
     fake.rng = (seed + 1) * 0x9e3779b97f4a7c15u;
     fake.like_rxe = (int)(seed & 1);
-    fake.quit = 0;
+    fake.quit = fake.idle = 0;
+    fake.memlock = 0;
+    fake.refuse_dead_posts = 0;
+    memset(routes, 0, sizeof(routes));
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     if (pthread_create(&fake.wire, NULL, fake_wire_main, NULL)) {
@@ -117,12 +127,21 @@ unsigned fake_stop(void)
     if (fake.running) {
         fake_lock();
         fake.quit = 1;
-        pthread_cond_signal(&fake.work);
+        fake_work();
         fake_unlock();
         pthread_join(fake.wire, NULL);
         fake.running = 0;
     }
     return fake_open_objects();
+}
+
+void fake_settle(void)
+{
+    fake_lock();
+    while (!fake.idle) {
+        pthread_cond_wait(&fake.settled, &fake.lock);
+    }
+    fake_unlock();
 }
 
 /* ---- memory ------------------------------------------------------------ */
@@ -192,7 +211,7 @@ void fake_freeze(struct rdma_cm_id *id, int on)
 {
     fake_lock();
     ((fake_id *)id)->frozen = on;
-    pthread_cond_signal(&fake.work);
+    fake_work();
     fake_unlock();
 }
 
@@ -267,7 +286,7 @@ int fake_trip(const char *function)
     return error;
 }
 
-void fake_spare_this_thread(void) { spared = 1; }
+void fake_spare_this_thread(int on) { spared = on; }
 
 /* ---- for the other files ----------------------------------------------- */
 

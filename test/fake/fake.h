@@ -34,6 +34,9 @@ void fake_seed(void);
 void fake_start(void);
 unsigned fake_stop(void);
 
+/* Wait until nothing can happen any more by itself. */
+void fake_settle(void);
+
 unsigned fake_open_objects(void);
 size_t fake_registered(void);       /* bytes registered now */
 void fake_memlock(size_t bytes);    /* ENOMEM for what is beyond; 0: no limit */
@@ -66,6 +69,6 @@ void fake_refuse_dead_posts(int on);
 void fake_fail(const char *function, unsigned nth, int error);
 /* Was it called so often? Forgets it. */
 int fake_failed(void);
-void fake_spare_this_thread(void);
+void fake_spare_this_thread(int on);
 
 #endif /* FAKE_H */

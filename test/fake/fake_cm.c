@@ -147,7 +147,7 @@ void fake_event_for(fake_id *id, enum rdma_cm_event_type type, int status,
             (uint8_t)(fake.like_rxe && padded > len ? padded : len);
     }
     enqueue(&fake.coming, e);
-    pthread_cond_signal(&fake.work);
+    fake_work();
 }
 
 static fake_id *listener_at(const fake_id *id)
@@ -607,7 +607,7 @@ void fake_cut(fake_id *from, int tell_from, int tell_peer)
     else if (peer) {
         peer->peer = NULL; /* goes on sending into the void */
     }
-    pthread_cond_signal(&fake.work);
+    fake_work();
 }
 
 int rdma_disconnect(struct rdma_cm_id *rid)

@@ -119,7 +119,9 @@ typedef struct fake_world {
     pthread_cond_t work;  /* for the wire */
     pthread_cond_t acked; /* an event was */
     pthread_t wire;
+    pthread_cond_t settled;
     int running, quit;
+    int idle; /* the wire has found nothing to do, and nothing was added */
     uint64_t rng;
     int like_rxe;
     int refuse_dead_posts;
@@ -138,6 +140,8 @@ extern struct ibv_context fake_context;
 
 void fake_lock(void);
 void fake_unlock(void);
+/* [locked] There is work for the wire. */
+void fake_work(void);
 /* [locked] */
 unsigned fake_random(unsigned below);
 /* A misuse that a real device answers with a hang, a leak or worse. */

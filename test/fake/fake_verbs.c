@@ -507,7 +507,7 @@ static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
         }
         *link = copy_wr(wr);
         q->nsend++;
-        pthread_cond_signal(&fake.work);
+        fake_work();
     }
     fake_unlock();
     if (rc > 1) {
@@ -544,7 +544,7 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr,
         r->len = wr->sg_list->length;
         r->lkey = wr->sg_list->lkey;
         if (qp->state == IBV_QPS_ERR) {
-            pthread_cond_signal(&fake.work);
+            fake_work();
         }
     }
     fake_unlock();

@@ -339,6 +339,8 @@ void *fake_wire_main(void *arg)
         unsigned late;
 
         if (!step()) {
+            fake.idle = 1;
+            pthread_cond_broadcast(&fake.settled);
             pthread_cond_wait(&fake.work, &fake.lock);
             continue;
         }

@@ -81,6 +81,16 @@ kit_client *kit_client_new(const char *addr)
     return kit.clients[kit.nclients++] = kit_client_make(addr);
 }
 
+TCase *kit_group(Suite *s, const char *name)
+{
+    TCase *t = tcase_create(name);
+
+    tcase_add_checked_fixture(t, kit_setup, kit_teardown);
+    tcase_set_timeout(t, 60);
+    suite_add_tcase(s, t);
+    return t;
+}
+
 int kit_main(const char *name, void (*add)(Suite *s))
 {
     Suite *suite = suite_create(name);
@@ -139,6 +149,7 @@ kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
                       .kind = kind,
                       .id = id,
                       .total = total,
+                      .stag = c->window.mr->rkey,
                       .window = KIT_WINDOW};
 }
 
@@ -177,7 +188,7 @@ int kit_begin(kit_work *w)
 int kit_open(kit_work *w)
 {
     rdma_hdr_request req = {.id = w->id,
-                            .stag = w->client->window.mr->rkey,
+                            .stag = w->stag,
                             .to = (uintptr_t)w->client->window.base + w->at,
                             .len = w->window};
 

@@ -139,6 +139,8 @@ kit_client *kit_client_new(const char *addr);
 void kit_stop(void); /* hard */
 /* Stop the cache and free the clients, and prove that nothing is left. */
 void kit_teardown(void);
+/* Tests with these fixtures. */
+TCase *kit_group(Suite *s, const char *name);
 /* Runs the suite. Returns what main() returns. */
 int kit_main(const char *name, void (*add)(Suite *s));
 
@@ -148,6 +150,7 @@ typedef struct kit_work {
     rdma_hdr_kind kind;
     uint32_t id;
     uint64_t total;
+    uint32_t stag;   /* of the window */
     size_t at;       /* the window's, or sink's, offset */
     uint64_t window; /* bytes of the window that are offered */
 

@@ -259,7 +259,7 @@ static void *client_main(void *arg)
                             {c->wake_fd, POLLIN, 0}};
     int quit = 0;
 
-    fake_spare_this_thread();
+    fake_spare_this_thread(1);
     while (!quit) {
         struct rdma_cm_event *event;
         struct ibv_cq *cq;
@@ -296,7 +296,7 @@ kit_client *kit_client_make(const char *addr)
     pthread_condattr_t attr;
 
     ck_assert_ptr_nonnull(c);
-    fake_spare_this_thread();
+    fake_spare_this_thread(1);
     pthread_mutex_init(&c->gate, NULL);
     pthread_mutex_init(&c->lock, NULL);
     pthread_condattr_init(&attr);

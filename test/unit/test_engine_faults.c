@@ -1,0 +1,751 @@
+/* Copyright 2026 The mod_rdma authors
+ * SPDX-License-Identifier: Apache-2.0
+ *
+ * The engine when things go wrong: clients that hold, stop, leave or lie, at
+ * every step of a body. Each time somebody else must not notice, memory must
+ * come back, and the next request must work.
+ */
+#include "kit.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
+
+/* The connection of w's client is as good as before. */
+static void next_request_works(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                               unsigned nconns)
+{
+    kit_work w = kit_request(c, kind, id, 5000);
+
+    kit_serve(&w);
+    kit_take(&w);
+    kit_await_no_bodies();
+    ck_assert_uint_eq(c->nconns, nconns);
+}
+
+static void short_deadlines(void)
+{
+    kit.conf.timeout = 100 * KIT_MS;
+    kit.conf.lease_timeout = 100 * KIT_MS;
+}
+
+/* ---- leases ------------------------------------------------------------ */
+
+START_TEST(lease_expires_and_the_client_answers)
+{
+    kit_client *c;
+    kit_work w;
+    kit_heard h;
+
+    kit.conf.lease_timeout = 100 * KIT_MS;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
+    kit_serve(&w);
+    h = kit_await_abort(c, 1);
+    ck_assert_uint_eq(h.reason, RDMA_HDR_ABORT_LEASE);
+    kit_await_no_bodies();
+    kit.conf.lease_timeout = 5 * KIT_SECOND;
+    next_request_works(c, RDMA_HDR_READ, 2, 1);
+}
+END_TEST
+
+START_TEST(lease_expires_and_the_client_is_mute)
+{
+    kit_client *c;
+    kit_work w;
+
+    short_deadlines();
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    kit_client_mute(c, 1);
+    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 1000);
+    kit_serve(&w);
+    ck_assert_ptr_null(w.step);
+    ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_LEASE);
+    kit_await_closed(c, 0);
+    kit_await_slots(0);
+    if (_i) {
+        kit_await_used(0);
+    }
+    kit_client_mute(c, 0);
+    next_request_works(c, w.kind, 2, 2);
+}
+END_TEST
+
+/* CONSUMED(fin) was on its way when the lease was revoked. */
+START_TEST(last_word_crosses_the_revocation)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit.conf.lease_timeout = 100 * KIT_MS;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    kit_client_mute(c, 1);
+    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
+    kit_serve(&w);
+    kit_await_abort(c, 1);
+    kit_say(kit_client_conn(c, 0), RDMA_HDR_CONSUMED, 1, 1000, RDMA_HDR_FIN);
+    kit_await_no_bodies();
+    kit_client_mute(c, 0);
+    next_request_works(c, RDMA_HDR_READ, 2, 1);
+}
+END_TEST
+
+/* It reads, in more time than a lease has, but with progress. */
+START_TEST(progress_keeps_the_lease)
+{
+    kit_client *c;
+    kit_work w;
+    unsigned i;
+
+    kit.conf.lease_timeout = 1200 * KIT_MS;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
+    kit_serve(&w);
+    for (i = 1; i <= 4; i++) {
+        usleep(400 * 1000); /* together more than the lease */
+        kit_say(kit_client_conn(c, 0), RDMA_HDR_CONSUMED, 1, i * 100, 0);
+    }
+    kit_take(&w);
+    kit_await_no_bodies();
+    ck_assert_uint_eq(c->nheard, 0); /* no ABORT */
+}
+END_TEST
+
+/* ---- the client gives up ----------------------------------------------- */
+
+START_TEST(client_aborts_what_is_reserved)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 2 * BLOCK);
+    ck_assert_int_eq(kit_begin(&w), 0);
+    ck_assert_int_eq(kit_open(&w), 0);
+    kit_say(kit_client_conn(c, 0), RDMA_HDR_ABORT, 1, 0, 0);
+    ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_ANSWER);
+    ck_assert_int_eq(kit_fill(&w, w.total), -1);
+    ck_assert_uint_eq(w.conn, 1); /* it has been spoken of */
+    next_request_works(c, w.kind, 2, 1);
+}
+END_TEST
+
+START_TEST(client_aborts_what_is_active)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 9 * BLOCK);
+    ck_assert_int_eq(kit_begin(&w), 0);
+    ck_assert_int_eq(kit_open(&w), 0);
+    ck_assert_int_eq(kit_fill(&w, 3 * BLOCK), 0);
+    kit_say(kit_client_conn(c, 0), RDMA_HDR_ABORT, 1, 0, 0);
+    ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_ANSWER);
+    ck_assert_int_eq(kit_fill(&w, w.total - w.filled), -1);
+    ck_assert_uint_eq(w.conn, 1);
+    kit_await_all_blocks();
+    next_request_works(c, RDMA_HDR_WRITE, 2, 1);
+}
+END_TEST
+
+START_TEST(client_aborts_what_is_said)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    kit_client_mute(c, 1);
+    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 1000);
+    kit_serve(&w);
+    kit_say(kit_client_conn(c, 0), RDMA_HDR_ABORT, 1, 0, 0);
+    kit_await_no_bodies();
+    kit_client_mute(c, 0);
+    next_request_works(c, w.kind, 2, 1);
+}
+END_TEST
+
+/* One of many is given up; the others go on. */
+START_TEST(client_aborts_one_of_eight)
+{
+    kit_client *c;
+    kit_work w[8];
+    unsigned i;
+
+    kit.conf.memory = 24 * 1024 * 1024;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    for (i = 0; i < 8; i++) {
+        w[i] = kit_request(c, RDMA_HDR_WRITE, i + 1, 5 * BLOCK);
+        w[i].at = i * 6 * BLOCK;
+        ck_assert_int_eq(kit_begin(&w[i]), 0);
+        ck_assert_int_eq(kit_open(&w[i]), 0);
+        ck_assert_int_eq(kit_fill(&w[i], 2 * BLOCK), 0);
+    }
+    kit_say(kit_client_conn(c, 0), RDMA_HDR_ABORT, 4, 0, 0);
+    kit_await_abort(c, 4);
+    for (i = 0; i < 8; i++) {
+        int rc = kit_fill(&w[i], 3 * BLOCK) || kit_finish(&w[i]);
+
+        ck_assert_int_eq(rc, i == 3);
+        if (!rc) {
+            kit_take(&w[i]);
+        }
+    }
+    kit_await_no_bodies();
+    kit_await_all_blocks();
+}
+END_TEST
+
+/* ---- the server gives up ----------------------------------------------- */
+
+START_TEST(worker_abandons_what_is_reserved)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 2 * BLOCK);
+    ck_assert_int_eq(kit_begin(&w), 0);
+    ck_assert_int_eq(kit_open(&w), 0);
+    ck_assert_int_eq(kit_fill(&w, 10), 0);
+    kit_abandon(&w, RDMA_HDR_ABORT_CONTENT);
+    ck_assert_uint_eq(w.conn, 0);
+    kit_await_no_bodies();
+    next_request_works(c, w.kind, 2, 1);
+    ck_assert_uint_eq(c->nheard, _i ? 0 : 1); /* nothing about id 1 */
+}
+END_TEST
+
+/* Nobody waits for its WRITEs any more; their blocks come back all the same. */
+START_TEST(worker_abandons_what_is_active)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 9 * BLOCK);
+    ck_assert_int_eq(kit_begin(&w), 0);
+    ck_assert_int_eq(kit_open(&w), 0);
+    ck_assert_int_eq(kit_fill(&w, 3 * BLOCK), 0);
+    kit_abandon(&w, RDMA_HDR_ABORT_CONTENT);
+    ck_assert_uint_eq(w.conn, 1);
+    ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_CONTENT);
+    kit_await_no_bodies();
+    kit_await_all_blocks();
+    next_request_works(c, RDMA_HDR_WRITE, 2, 1);
+}
+END_TEST
+
+START_TEST(worker_finishes_too_early)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 2 * BLOCK);
+    ck_assert_int_eq(kit_begin(&w), 0);
+    ck_assert_int_eq(kit_open(&w), 0);
+    ck_assert_int_eq(kit_fill(&w, 2 * BLOCK - 1), 0);
+    ck_assert_int_eq(kit_finish(&w), -1); /* a short file */
+    ck_assert_uint_eq(w.conn, _i ? 0 : 1);
+    kit_await_no_bodies();
+    next_request_works(c, w.kind, 2, 1);
+}
+END_TEST
+
+/* ---- the connection is lost -------------------------------------------- */
+
+enum { AFTER_BEGIN, AFTER_OPEN, AFTER_SOME, AFTER_ALL, AFTER_FINISH, STEPS };
+
+static void lose(kit_client *c, int politely)
+{
+    kit_conn *k = kit_client_conn(c, 0);
+
+    if (politely) {
+        kit_disconnect(k);
+    }
+    else {
+        fake_kill(rdma_conn_id(k->conn));
+    }
+}
+
+START_TEST(connection_lost)
+{
+    int step = _i % STEPS;
+    rdma_hdr_kind kind = _i / STEPS % 2 ? RDMA_HDR_READ : RDMA_HDR_WRITE;
+    int politely = _i / STEPS / 2;
+    kit_client *c, *other;
+    kit_work w, o;
+    int rc;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    other = kit_client_new("192.0.2.2");
+    o = kit_request(other, kind, 1, 3 * BLOCK);
+    ck_assert_int_eq(kit_begin(&o), 0);
+    ck_assert_int_eq(kit_open(&o), 0);
+    ck_assert_int_eq(kit_fill(&o, BLOCK), 0);
+    kit_client_mute(c, 1);
+    w = kit_request(c, kind, 1, 3 * BLOCK);
+    rc = kit_begin(&w);
+    ck_assert_int_eq(rc, 0);
+    if (step == AFTER_BEGIN) {
+        lose(c, politely);
+    }
+    rc = kit_open(&w);
+    if (step == AFTER_OPEN) {
+        lose(c, politely);
+    }
+    rc = rc || kit_fill(&w, 2 * BLOCK);
+    if (step == AFTER_SOME) {
+        lose(c, politely);
+    }
+    rc = rc || kit_fill(&w, BLOCK);
+    if (step == AFTER_ALL) {
+        lose(c, politely);
+    }
+    rc = rc || kit_finish(&w);
+    if (step == AFTER_FINISH) {
+        ck_assert_int_eq(rc, 0);
+        lose(c, politely);
+    }
+    ck_assert(rc == 0 || w.step);
+    kit_await_slots(1);
+    ck_assert_int_eq(kit_fill(&o, 2 * BLOCK), 0);
+    ck_assert_int_eq(kit_finish(&o), 0);
+    kit_take(&o);
+    kit_await_no_bodies();
+    if (kind == RDMA_HDR_WRITE) {
+        kit_await_all_blocks();
+    }
+    kit_client_mute(c, 0);
+    next_request_works(c, kind, 2, 2);
+}
+END_TEST
+
+START_TEST(connection_lost_while_a_worker_waits)
+{
+    kit_client *c;
+    kit_work w;
+    pthread_t thread;
+    rdma_conn_time start = rdma_conn_now();
+
+    kit.conf.timeout = 60 * KIT_SECOND;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_serve(&w);
+    kit_take(&w);
+    fake_freeze(rdma_conn_id(kit_client_conn(c, 0)->conn), 1);
+    w = kit_request(c, RDMA_HDR_WRITE, 2, 30 * BLOCK);
+    pthread_create(&thread, NULL, kit_serve_thread, &w);
+    kit_await_stuck(c, 0, 4);
+    lose(c, _i);
+    pthread_join(thread, NULL);
+    ck_assert_ptr_nonnull(w.step);
+    ck_assert_uint_eq(w.conn, 1);
+    ck_assert_int_lt(rdma_conn_now() - start, 10 * KIT_SECOND);
+    kit_await_slots(0);
+    kit_await_all_blocks();
+}
+END_TEST
+
+/* A stopped client: no event ever says so. */
+START_TEST(client_has_stopped)
+{
+    kit_client *c;
+    kit_work w;
+
+    short_deadlines();
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_serve(&w);
+    kit_take(&w);
+    fake_freeze(rdma_conn_id(kit_client_conn(c, 0)->conn), 1);
+    w = kit_request(c, RDMA_HDR_WRITE, 2, _i ? 30 * BLOCK : 1000);
+    kit_serve(&w);
+    if (_i) { /* a small one may be on its way, for all we know */
+        ck_assert_str_eq(w.step, "space");
+    }
+    if (w.step) {
+        ck_assert_uint_eq(w.conn, 1);
+    }
+    kit_await_slots(0);
+    kit_await_all_blocks();
+    next_request_works(c, RDMA_HDR_WRITE, 3, 2);
+}
+END_TEST
+
+START_TEST(client_stops_with_a_lease)
+{
+    kit_client *c;
+    kit_work w;
+
+    short_deadlines();
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
+    kit_serve(&w);
+    fake_freeze(rdma_conn_id(kit_client_conn(c, 0)->conn), 1);
+    kit_await_slots(0);
+    kit_await_used(0);
+}
+END_TEST
+
+/* What was received before the loss counts, even where the device takes no
+ * receives any more. */
+START_TEST(fin_before_the_loss_counts)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    fake_refuse_dead_posts(1);
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_serve(&w);
+    kit_take(&w);
+    fake_settle();
+    kit_client_pause(c, 1);
+    w = kit_request(c, RDMA_HDR_WRITE, 2, 1000);
+    kit_serve(&w);
+    fake_settle(); /* it has landed */
+    fake_kill(rdma_conn_id(c->conns[0].conn));
+    kit_client_pause(c, 0);
+    kit_take(&w);
+}
+END_TEST
+
+/* ---- hostile ----------------------------------------------------------- */
+
+typedef struct lie {
+    const char *what;
+    rdma_hdr_msg msg;
+    size_t len; /* raw, so many bytes; 0: as rdma_conn says it */
+} lie;
+
+#define FIN RDMA_HDR_FIN
+static const lie lies[] = {
+    {"CONSUMED beyond the body", {RDMA_HDR_CONSUMED, 0, 0, 1, 1001, 0, 0, 0}, 0},
+    {"CONSUMED far beyond",
+     {RDMA_HDR_CONSUMED, 0, 0, 1, UINT64_MAX, 0, 0, 0},
+     0},
+    {"CONSUMED falls", {RDMA_HDR_CONSUMED, 0, 0, 1, 499, 0, 0, 0}, 0},
+    {"fin before the end", {RDMA_HDR_CONSUMED, FIN, 0, 1, 999, 0, 0, 0}, 0},
+    {"fin beyond the end", {RDMA_HDR_CONSUMED, FIN, 0, 1, 1001, 0, 0, 0}, 0},
+    {"WRITTEN from a client", {RDMA_HDR_WRITTEN, 0, 0, 1, 1000, 0, 0, 0}, 0},
+    {"WRITTEN, no such id", {RDMA_HDR_WRITTEN, FIN, 0, 77, 1000, 0, 0, 0}, 0},
+    {"OFFER from a client", {RDMA_HDR_OFFER, 0, 0, 1, 1000, 1, 1000, 0}, 0},
+    {"HELLO from a client", {RDMA_HDR_HELLO, 0, 0, 0, 0, 0, 0, 0}, 0},
+    {"credits", {RDMA_HDR_PING, 0, 33, 0, 0, 0, 0, 0}, 32},
+    {"many credits", {RDMA_HDR_PING, 0, 0xffff, 0, 0, 0, 0, 0}, 32},
+    {"31 bytes", {RDMA_HDR_PING, 0, 0, 0, 0, 0, 0, 0}, 31},
+    {"33 bytes", {RDMA_HDR_PING, 0, 0, 0, 0, 0, 0, 0}, 33},
+    {"1 byte", {RDMA_HDR_PING, 0, 0, 0, 0, 0, 0, 0}, 1},
+    {"65 bytes", {RDMA_HDR_PING, 0, 0, 0, 0, 0, 0, 0}, 65},
+    {"type 0", {0, 0, 0, 0, 0, 0, 0, 0}, 32},
+    {"type 8", {8, 0, 0, 1, 0, 0, 0, 0}, 32},
+    {"ABORT of id 0", {RDMA_HDR_ABORT, 0, 0, 0, 0, 0, 0, 0}, 32},
+    {"ABORT of id 2^31", {RDMA_HDR_ABORT, 0, 0, 0x80000000, 0, 0, 0, 0}, 32}};
+#define LIES ((int)(sizeof(lies) / sizeof(lies[0])))
+
+static void tell_lie(kit_conn *k, const lie *l)
+{
+    uint8_t bytes[128] = {0};
+
+    if (l->len) {
+        rdma_hdr_put_msg(&l->msg, bytes);
+        bytes[4] = (uint8_t)(l->msg.id >> 24);
+        bytes[0] = l->msg.type;
+        kit_send_raw(k, bytes, l->len);
+    }
+    else {
+        rdma_conn_lock(k->conn);
+        rdma_conn_say(k->conn, &l->msg, NULL);
+        rdma_conn_unlock(k->conn);
+    }
+}
+
+/* The connection ends, and the other client's does not. */
+START_TEST(client_lies)
+{
+    rdma_hdr_kind kind = _i % 2 ? RDMA_HDR_READ : RDMA_HDR_WRITE;
+    kit_client *c, *other;
+    kit_work w, o;
+    int i;
+
+    kit_go();
+    other = kit_client_new("192.0.2.2");
+    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
+    kit_serve(&o);
+    c = kit_client_new("192.0.2.1");
+    for (i = 0; i < LIES; i++) {
+        c->conns[i].closed = 0;
+        kit_client_mute(c, 1);
+        w = kit_request(c, kind, (uint32_t)i + 100, 1000);
+        kit_serve(&w);
+        ck_assert_msg(w.step == NULL, "%s: %s", lies[i].what, w.step);
+        {
+            lie l = lies[i];
+            kit_conn *k = kit_client_conn(c, (unsigned)i);
+
+            l.msg.id = l.msg.id == 1 ? w.id : l.msg.id;
+            kit_say(k, RDMA_HDR_CONSUMED, w.id, 500, 0); /* true so far */
+            tell_lie(k, &l);
+        }
+        kit_await_closed(c, (unsigned)i);
+        kit_await_slots(1);
+    }
+    kit_take(&o);
+}
+END_TEST
+
+/* A confirmation of what has not been announced yet. */
+START_TEST(client_confirms_too_early)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 3 * BLOCK);
+    ck_assert_int_eq(kit_begin(&w), 0);
+    ck_assert_int_eq(kit_open(&w), 0);
+    ck_assert_int_eq(kit_fill(&w, 2 * BLOCK), 0);
+    kit_say(kit_client_conn(c, 0), RDMA_HDR_CONSUMED, 1, _i ? w.total : BLOCK,
+            _i ? RDMA_HDR_FIN : 0);
+    kit_await_closed(c, 0);
+    ck_assert(kit_fill(&w, BLOCK) || kit_finish(&w));
+    ck_assert_uint_eq(w.conn, 1);
+    kit_await_slots(0);
+    kit_await_all_blocks();
+}
+END_TEST
+
+START_TEST(messages_for_nobody_are_ignored)
+{
+    kit_client *c;
+    kit_work w;
+    kit_conn *k;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
+    kit_serve(&w);
+    kit_take(&w);
+    kit_await_no_bodies();
+    k = kit_client_conn(c, 0);
+    kit_say(k, RDMA_HDR_CONSUMED, 1, UINT64_MAX, RDMA_HDR_FIN); /* closed */
+    kit_say(k, RDMA_HDR_CONSUMED, 99, 5, 0);
+    kit_say(k, RDMA_HDR_CONSUMED, 99, 4, RDMA_HDR_FIN);
+    kit_say(k, RDMA_HDR_ABORT, 99, 0, 0);
+    kit_say(k, RDMA_HDR_ABORT, 1, 0, 0);
+    kit_say(k, RDMA_HDR_PING, 0, 0, 0);
+    kit_say(k, RDMA_HDR_PONG, 0, 0, 0);
+    next_request_works(c, RDMA_HDR_READ, 2, 1);
+    ck_assert_uint_eq(c->nheard, 0); /* nor answered */
+}
+END_TEST
+
+/* It sends more than it may, and never says what it has received. */
+START_TEST(client_floods)
+{
+    kit_client *c, *other;
+    kit_work w, o;
+    kit_conn *k;
+    rdma_hdr_msg ping = {.type = RDMA_HDR_PING};
+    uint8_t bytes[RDMA_HDR_MSG_LEN];
+    int i;
+
+    kit_go();
+    other = kit_client_new("192.0.2.2");
+    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
+    kit_serve(&o);
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_serve(&w);
+    kit_take(&w);
+    k = kit_client_conn(c, 0);
+    rdma_hdr_put_msg(&ping, bytes);
+    for (i = 0; i < 50; i++) { /* what the client's send queue takes */
+        kit_send_raw(k, bytes, sizeof(bytes));
+    }
+    kit_await_closed(c, 0); /* by one of the ends: its credits are wrong */
+    kit_take(&o);
+}
+END_TEST
+
+/* READs of what is not offered. */
+START_TEST(client_reads_beyond_its_part)
+{
+    kit_client *c, *other;
+    kit_work w, o;
+    rdma_hdr_response head;
+
+    kit_go();
+    other = kit_client_new("192.0.2.2");
+    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
+    kit_serve(&o);
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
+    kit_serve(&w);
+    head = w.head;
+    switch (_i) {
+    case 0: /* another client's, by its right name */
+        head = o.head;
+        break;
+    case 1:
+        head.stag ^= 0x100;
+        break;
+    case 2:
+        head.to -= 1;
+        break;
+    default:
+        head.to += (uint64_t)1 << 32;
+        break;
+    }
+    ck_assert_int_eq(kit_read(kit_client_conn(c, 0), &head, 0), -1);
+    kit_await_closed(c, 0);
+    kit_await_slots(1);
+    kit_take(&o);
+}
+END_TEST
+
+/* A window that is none: the WRITE kills the connection, the answer says so. */
+START_TEST(client_offers_a_bad_window)
+{
+    kit_client *c, *other;
+    kit_work w, o;
+
+    kit_go();
+    other = kit_client_new("192.0.2.2");
+    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
+    kit_serve(&o);
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 9 * BLOCK);
+    if (_i) {
+        w.at = KIT_WINDOW - BLOCK - 1; /* ends before the body does */
+    }
+    else {
+        w.stag ^= 0x100;
+    }
+    ck_assert_int_eq(kit_serve(&w), -1);
+    ck_assert_uint_eq(w.conn, 1);
+    kit_await_slots(1);
+    kit_await_all_blocks();
+    kit_take(&o);
+    next_request_works(c, RDMA_HDR_WRITE, 2, 2);
+}
+END_TEST
+
+/* ---- calls that fail --------------------------------------------------- */
+
+static const char *const functions[] = {"ibv_alloc_pd",
+                                        "ibv_reg_mr",
+                                        "ibv_create_comp_channel",
+                                        "ibv_create_cq",
+                                        "ibv_req_notify_cq",
+                                        "ibv_post_send",
+                                        "ibv_post_recv",
+                                        "rdma_create_event_channel",
+                                        "rdma_create_id",
+                                        "rdma_resolve_addr",
+                                        "rdma_resolve_route",
+                                        "rdma_create_qp",
+                                        "rdma_connect",
+                                        "rdma_migrate_id",
+                                        "rdma_disconnect",
+                                        "rdma_get_cm_event"};
+
+/* 1: a call has failed. */
+static int one_request_with_a_failure(const char *function, unsigned nth)
+{
+    kit_client *c;
+    kit_work w;
+    pthread_t thread;
+    unsigned kind;
+    int hit;
+
+    short_deadlines();
+    kit.conf.connect_timeout = 300 * KIT_MS;
+    kit.conf.idle_timeout = 50 * KIT_MS;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    fake_fail(function, nth, ENOMEM);
+    for (kind = RDMA_HDR_WRITE; kind <= RDMA_HDR_READ; kind++) {
+        w = kit_request(c, (rdma_hdr_kind)kind, kind, 2 * BLOCK + 5);
+        pthread_create(&thread, NULL, kit_serve_thread, &w);
+        pthread_join(thread, NULL);
+        /* Never a false success: a head has its body. */
+        if (!w.step && kind == RDMA_HDR_WRITE) {
+            fake_settle();
+            ck_assert(kit_body_is_right(&w));
+        }
+    }
+    kit_await_slots(0);
+    hit = fake_failed();
+    return hit;
+}
+
+START_TEST(any_call_fails)
+{
+    unsigned nth = 1;
+
+    while (one_request_with_a_failure(functions[_i], nth)) {
+        nth += nth < 40 ? 1 : 7; /* the receives are many, and alike */
+        kit_teardown();
+        kit_setup();
+    }
+    ck_assert_uint_gt(nth, 1);
+}
+END_TEST
+
+static void add(Suite *s)
+{
+    TCase *t = kit_group(s, "leases");
+
+    tcase_add_test(t, lease_expires_and_the_client_answers);
+    tcase_add_loop_test(t, lease_expires_and_the_client_is_mute, 0, 2);
+    tcase_add_test(t, last_word_crosses_the_revocation);
+    tcase_add_test(t, progress_keeps_the_lease);
+    t = kit_group(s, "giving up");
+    tcase_add_loop_test(t, client_aborts_what_is_reserved, 0, 2);
+    tcase_add_test(t, client_aborts_what_is_active);
+    tcase_add_loop_test(t, client_aborts_what_is_said, 0, 2);
+    tcase_add_test(t, client_aborts_one_of_eight);
+    tcase_add_loop_test(t, worker_abandons_what_is_reserved, 0, 2);
+    tcase_add_test(t, worker_abandons_what_is_active);
+    tcase_add_loop_test(t, worker_finishes_too_early, 0, 2);
+    t = kit_group(s, "loss");
+    tcase_add_loop_test(t, connection_lost, 0, STEPS * 4);
+    tcase_add_loop_test(t, connection_lost_while_a_worker_waits, 0, 2);
+    tcase_add_loop_test(t, client_has_stopped, 0, 2);
+    tcase_add_test(t, client_stops_with_a_lease);
+    tcase_add_test(t, fin_before_the_loss_counts);
+    t = kit_group(s, "hostile");
+    tcase_add_loop_test(t, client_lies, 0, 2);
+    tcase_add_loop_test(t, client_confirms_too_early, 0, 2);
+    tcase_add_test(t, messages_for_nobody_are_ignored);
+    tcase_add_test(t, client_floods);
+    tcase_add_loop_test(t, client_reads_beyond_its_part, 0, 4);
+    tcase_add_loop_test(t, client_offers_a_bad_window, 0, 2);
+    t = kit_group(s, "calls");
+    tcase_add_loop_test(t, any_call_fails, 0,
+                        (int)(sizeof(functions) / sizeof(functions[0])));
+}
+
+int main(void) { return kit_main("engine, faults", add); }
