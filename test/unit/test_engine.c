@@ -303,27 +303,35 @@ START_TEST(slow_client_pins_no_block)
 }
 END_TEST
 
-START_TEST(arena_is_full)
+/* Two arenas of the largest size are what one connection gets. */
+START_TEST(arenas_are_full)
 {
+    const size_t most = 2 * 1024 * 1024; /* a quarter of the memory */
     kit_client *c;
-    kit_work a, b;
+    kit_work a[2], b;
     size_t before;
+    uint32_t i;
 
     kit_go();
     c = kit_client_new("192.0.2.1");
-    a = kit_request(c, RDMA_HDR_READ, 1, 1024 * 1024);
-    b = kit_request(c, RDMA_HDR_READ, 2, 1);
-    ck_assert_int_eq(kit_begin(&a), 0);
-    before = kit_used();
-    ck_assert_int_eq(kit_open(&a), 0);
-    ck_assert_uint_eq(kit_used(), before + 1024 * 1024);
+    a[0] = kit_request(c, RDMA_HDR_READ, 1, most);
+    a[1] = kit_request(c, RDMA_HDR_READ, 2, most);
+    b = kit_request(c, RDMA_HDR_READ, 3, 1);
+    for (i = 0; i < 2; i++) {
+        ck_assert_int_eq(kit_begin(&a[i]), 0);
+        before = kit_used();
+        ck_assert_int_eq(kit_open(&a[i]), 0);
+        ck_assert_uint_eq(kit_used(), before + most);
+    }
     ck_assert_int_eq(kit_serve(&b), -1);
     ck_assert_int_eq(b.why, RDMA_HDR_MEMORY);
-    ck_assert_int_eq(kit_fill(&a, a.total), 0);
-    ck_assert_int_eq(kit_finish(&a), 0);
-    kit_take(&a);
+    for (i = 0; i < 2; i++) {
+        ck_assert_int_eq(kit_fill(&a[i], a[i].total), 0);
+        ck_assert_int_eq(kit_finish(&a[i]), 0);
+        kit_take(&a[i]);
+    }
     kit_await_no_bodies();
-    b = kit_request(c, RDMA_HDR_READ, 3, 2 * 1024 * 1024); /* it grows */
+    b = kit_request(c, RDMA_HDR_READ, 4, 1024 * 1024); /* there is room again */
     kit_serve(&b);
     kit_take(&b);
 }
@@ -1052,7 +1060,7 @@ static void add(Suite *s)
     tcase_add_test(t, body_larger_than_the_window);
     tcase_add_test(t, blocks_run_out);
     tcase_add_test(t, slow_client_pins_no_block);
-    tcase_add_test(t, arena_is_full);
+    tcase_add_test(t, arenas_are_full);
     tcase_add_test(t, memlock_is_small);
     tcase_add_loop_test(t, memlock_is_used_up, 0, 2);
     tcase_add_test(t, id_used_twice);
