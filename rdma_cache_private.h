@@ -71,6 +71,8 @@ struct rdma_cache_slot {
     rdma_conn_time deadline; /* of the connect */
     rdma_conn_time used;
     rdma_hdr_declined failure; /* DEAD before it was READY */
+    rdma_conn_time nudge_at;   /* READY, until the client has spoken */
+    rdma_conn_time nudge_after;
     pthread_t connector;
 
     int cancel; /* atomic: the connect is given up */

@@ -122,6 +122,11 @@ rdma_conn_time rdma_conn_heard(const rdma_conn *c)
     return c->heard;
 }
 
+int rdma_conn_has_spoken(const rdma_conn *c)
+{
+    return c->has_spoken;
+}
+
 static int usable(const rdma_conn *c)
 {
     return c->state == RDMA_CONN_OPEN && !c->closing;
@@ -491,6 +496,7 @@ static rdma_conn_cause received(rdma_conn *c, const struct ibv_wc *wc,
         return RDMA_CONN_CAUSE_PROTOCOL;
     }
     c->heard = rdma_conn_now();
+    c->has_spoken = 1;
     /* Before the message is acted on: processing never delays a credit. While
      * we are closing the QP takes no receives, and nobody needs them. */
     if (!c->closing && rdma_conn_post_receive(c, (unsigned)wc->wr_id)) {

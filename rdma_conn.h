@@ -177,8 +177,10 @@ const char *rdma_conn_name(const rdma_conn *c);
 /* [locked] */
 rdma_conn_state rdma_conn_state_get(const rdma_conn *c);
 rdma_conn_cause rdma_conn_cause_get(const rdma_conn *c);
-/* [locked] When the peer was last heard of. */
+/* [locked] When the peer was last heard of, at first when we were made; 1 if it
+ * has ever sent a message. */
 rdma_conn_time rdma_conn_heard(const rdma_conn *c);
+int rdma_conn_has_spoken(const rdma_conn *c);
 
 /* [locked] Queue a message (m->credits is ours to fill) and send what the
  * credits allow. A queued WRITTEN or CONSUMED of the same id is overwritten:

@@ -62,6 +62,7 @@ struct rdma_conn {
     int connected; /* accept or connect has gone out: say goodbye */
     rdma_credit credit;
     rdma_conn_time heard;
+    int has_spoken;
     rdma_conn_slot *free_slots;
     unsigned ndata;
     unsigned nreads;
