@@ -67,6 +67,7 @@ struct kit_client {
     rdma_mem_region window; /* the server may write */
     rdma_mem_region sink;   /* for READs */
     rdma_mem_region page;   /* for raw SENDs */
+    unsigned nraw;          /* that went, of all connections */
     pthread_t thread;
     int wake_fd;
     pthread_mutex_t gate; /* held: the thread does nothing */

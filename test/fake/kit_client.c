@@ -17,6 +17,8 @@
 
 #define PIECE  ((size_t)100000) /* bytes of a READ */
 #define PIECES 4
+#define RAW    128 /* bytes of a raw SEND, at most */
+#define RAWS   64  /* of them in flight */
 
 static void wake(const kit_client *c)
 {
@@ -327,7 +329,7 @@ kit_client *kit_client_make(const char *addr)
     ck_assert_int_eq(rdma_mem_map(c->mem, c->pd, KIT_WINDOW,
                                   IBV_ACCESS_LOCAL_WRITE, &c->sink),
                      0);
-    ck_assert_int_eq(rdma_mem_map(c->mem, c->pd, 4096, 0, &c->page), 0);
+    ck_assert_int_eq(rdma_mem_map(c->mem, c->pd, RAW * RAWS, 0, &c->page), 0);
     ck_assert_int_eq(pthread_create(&c->thread, NULL, client_main, c), 0);
     return c;
 }
@@ -506,7 +508,7 @@ void kit_send_raw(kit_conn *k, const void *bytes, size_t len)
     rdma_conn *c = k->conn;
     rdma_mem_region *page = &k->client->page;
     rdma_conn_wr *wr = calloc(1, sizeof(*wr));
-    struct ibv_sge sge = {(uintptr_t)page->base, (uint32_t)len, page->mr->lkey};
+    struct ibv_sge sge = {0, (uint32_t)len, page->mr->lkey};
     struct ibv_send_wr swr = {.wr_id = (uintptr_t)wr,
                               .sg_list = &sge,
                               .num_sge = 1,
@@ -517,7 +519,8 @@ void kit_send_raw(kit_conn *k, const void *bytes, size_t len)
     ck_assert_ptr_nonnull(wr);
     wr->done = nothing;
     rdma_conn_lock(c); /* as if rdma_conn had posted data */
-    memcpy(page->base, bytes, len);
+    sge.addr = (uintptr_t)page->base + k->client->nraw++ % RAWS * RAW;
+    memcpy((char *)(uintptr_t)sge.addr, bytes, len);
     wr->prev = c->inflight.prev;
     wr->next = &c->inflight;
     c->inflight.prev->next = wr;

@@ -673,6 +673,7 @@ START_TEST(client_leaves_after_accept)
 {
     kit_client *c;
     kit_work w;
+    rdma_conn_time start = rdma_conn_now();
 
     kit_go();
     c = kit_client_new("192.0.2.1");
@@ -680,6 +681,7 @@ START_TEST(client_leaves_after_accept)
     w = kit_request(c, _i % 2 ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 1000);
     kit_serve(&w); /* may have got through */
     kit_await_slots(0);
+    ck_assert_int_lt(rdma_conn_now() - start, 3 * KIT_SECOND);
     kit_client_manner(c, KIT_ACCEPT);
     others_work(c, 0);
 }

@@ -682,7 +682,7 @@ static int one_request_with_a_failure(const char *function, unsigned nth)
 
     short_deadlines();
     kit.conf.connect_timeout = 300 * KIT_MS;
-    kit.conf.idle_timeout = 50 * KIT_MS;
+    kit.conf.idle_timeout = 10 * KIT_MS;
     kit_go();
     c = kit_client_new("192.0.2.1");
     fake_fail(function, nth, ENOMEM);
@@ -706,7 +706,7 @@ START_TEST(any_call_fails)
     unsigned nth = 1;
 
     while (one_request_with_a_failure(functions[_i], nth)) {
-        nth += nth < 40 ? 1 : 7; /* the receives are many, and alike */
+        nth += nth < 12 ? 1 : 11; /* the receives are many, and alike */
         kit_teardown();
         kit_setup();
     }
