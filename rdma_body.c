@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define BLOCKS     4       /* of one body: filling overlaps with moving */
+#define LINGER     100000  /* microseconds: to look for blocks on their way */
 #define ARENA_LOOK 6000000 /* microseconds: then idle arenas are looked for */
 
 typedef enum body_state { RESERVED, ACTIVE, SAID, CLOSED } body_state;
@@ -469,6 +470,24 @@ static int finish_write(rdma_body *b)
     return 0;
 }
 
+/* [locked] The worker leaves. Blocks that are not on their way go back at once:
+ * a slow client pins none. A scan skips bodies that have a worker, so what the
+ * progress thread has to look at from now on, it is told now. */
+static void let_go(rdma_body *b)
+{
+    const rdma_body_conf *conf = &b->set->conf;
+
+    b->worker = 0;
+    give_idle_blocks(b);
+    if (b->state == SAID) {
+        conf->remind(conf->baton, b->deadline);
+    }
+    if (b->flying) {
+        conf->remind(conf->baton, rdma_conn_now() + LINGER);
+    }
+    settle(b);
+}
+
 int rdma_body_finish(rdma_body *b, rdma_hdr_response *head)
 {
     rdma_conn *c = b->set->conn;
@@ -496,9 +515,7 @@ int rdma_body_finish(rdma_body *b, rdma_hdr_response *head)
         rc = 0;
     }
     if (rc == 0) {
-        b->worker = 0;
-        give_idle_blocks(b); /* all have been sent: a slow client pins none */
-        settle(b);
+        let_go(b);
     }
     rdma_conn_unlock(c);
     return rc;
@@ -524,9 +541,7 @@ uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why)
             said(b, "ABORT");
         }
     }
-    b->worker = 0;
-    give_idle_blocks(b);
-    settle(b);
+    let_go(b);
     rdma_conn_unlock(c);
     return posted;
 }
@@ -615,7 +630,14 @@ rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now)
     rdma_conn_time trim;
     rdma_body *b;
 
+    rdma_conn_reap(set->conn); /* what nobody waits for */
+    if (rdma_conn_state_get(set->conn) == RDMA_CONN_CLOSED) {
+        return RDMA_CONN_NEVER;
+    }
     for (b = set->bodies; b; b = b->next) {
+        if (b->flying && !b->worker && now + LINGER < next) {
+            next = now + LINGER;
+        }
         if (b->state != SAID || b->worker) {
             continue;
         }
