@@ -115,22 +115,24 @@ class Clients:
         status, out, err = self.finish(process, seconds)
         return Rwget(status, out, err, self.folder / target)
 
-    def fetch(self, size, *options, by, folder="", **more):
+    def fetch(self, size, *options, by, folder="", alone=True, **more):
         """rwget gets a file of that size, right in every byte, by "write",
-        "read" or "tcp"; its result and the log's entry."""
+        "read" or "tcp"; its result and the log's entry. alone: nobody else's
+        answers are on the wire."""
         self.mark()
-        result = self.rwget(self.site.file(size, folder), *options,
+        path = self.site.file(size, folder)
+        result = self.rwget(path, *options,
                             rdma={"tcp": "auto"}.get(by, by), **more)
         assert result.status == 0, result.err
         assert not differs(result.target.read_bytes(), size)
-        entry, = self.httpd.access()
+        entry, = self.httpd.access(path=path)
         if by == "tcp":
             assert result.path == "tcp", result.json
         else:
             self.tally.body(result.path == by, size)
             assert (result.path, result.bytes_rdma, result.bytes_tcp) == \
                 (by, size, 0), result.json
-            self.prove(by, [size], [entry])
+            self.prove(by, [size], [entry], alone)
         return result, entry
 
     def start_peer(self, paths, *options, mode="write,read", family=4,
@@ -151,7 +153,9 @@ class Clients:
 
     def peer(self, paths, *options, seconds=90, **more):
         process = self.start_peer(paths, *options, **more)
-        return Peer(*self.finish(process, seconds))
+        peer = Peer(*self.finish(process, seconds))
+        assert peer.status >= 0, f"rdma_peer: signal {-peer.status}"
+        return peer
 
     def peer_at(self, paths, step, *options, count=1, **more):
         """Starts rdma_peer and comes back when it has stopped at that step
@@ -172,7 +176,7 @@ class Clients:
         if self.lab.driver != "none":
             self._sent = self.lab.sent()
 
-    def prove(self, mode, sizes, entries):
+    def prove(self, mode, sizes, entries, alone=True):
         """These bodies went by RDMA and by nothing else: so says the log, and
         so do the packets. entries: the log's, one for each size."""
         for size, entry in zip(sizes, entries, strict=True):
@@ -181,6 +185,8 @@ class Clients:
             assert entry.declined == "-", entry
             assert int(entry.b) == int(entry.B) == size or size == 0, entry
             assert int(entry.O) < HTTP_MOST, entry
+        if not alone:
+            return
         http = self.wire.take()
         assert http < HTTP_MOST * len(sizes), f"{http} bytes of HTTP"
         sent, packets = self.lab.sent()

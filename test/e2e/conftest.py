@@ -130,7 +130,8 @@ def httpd(request, lab, the_httpd):
     wrong += server.judge()
     if wrong:
         _keep(request.node, server)
-        pytest.fail("the server:\n" + "\n".join(wrong))
+        more = [f"... and {len(wrong) - 12} more"] if len(wrong) > 12 else []
+        pytest.fail("the server:\n" + "\n".join(wrong[:12] + more))
 
 
 @pytest.fixture

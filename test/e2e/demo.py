@@ -212,7 +212,8 @@ def main():
     try:
         files = content(root)
         server = Server(opts, root)
-        print(f"demo: {opts.what}")
+        print(f"demo: {opts.what}; every fetch is a program of its own, which "
+              "makes its RDMA connection first")
         right, total = run(opts, server, files, root)
         if right < total:
             server.complain()

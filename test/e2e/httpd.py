@@ -188,14 +188,16 @@ class Httpd:
         self._read[name] += len(data)
         return data.decode(errors="replace").splitlines()
 
-    def access(self, count=1):
+    def access(self, count=1, path=None):
         """The next entries of the access log, which may come a little after
-        the answers."""
+        the answers; with a path, those for others are dropped."""
         entries = []
 
         def enough():
-            entries.extend(Entry(*line.split(" ", 8))
-                           for line in self._new("access.log"))
+            for line in self._new("access.log"):
+                entry = Entry(*line.split(" ", 8))
+                if path in (None, entry.path):
+                    entries.append(entry)
             return len(entries) >= count
         wait_until(enough, 20, f"{count} entries in the access log")
         assert len(entries) == count, f"access log: {entries}"

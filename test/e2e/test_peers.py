@@ -13,9 +13,8 @@ LARGE = 2_000_000  # all that one connection gets of 8M
 
 def well(client):
     """The next one is served, by RDMA, both ways."""
-    client.httpd.skip_access()
-    client.fetch(65536, by="write")
-    client.fetch(65536, by="read")
+    client.fetch(65536, by="write", folder="well", alone=False)
+    client.fetch(65537, by="read", folder="well", alone=False)
 
 
 @pytest.mark.httpd(TIGHT)
@@ -23,8 +22,8 @@ class TestLeases:
     def test_never_consumed(self, client):
         """While they last there is no memory for others; then there is."""
         process = client.peer_at([client.site.file(LARGE)], "head",
-                                 "--clients", 4, count=4, mode="read")
-        entries = client.httpd.access(4)
+                                 "--clients", 6, count=6, mode="read")
+        entries = client.httpd.access(6)
         ways = [(entry.mode, entry.declined) for entry in entries]
         assert ("read", "-") in ways and ("tcp", "memory") in ways, ways
 
@@ -119,6 +118,9 @@ LIES = ("bad-type", "wrong-type", "bad-length", "long-message", "bad-hello",
         "read-far", "read-after-done", "many-reads", "write-attempt",
         "accept-magic", "accept-version", "accept-kind", "accept-depth",
         "accept-deep", "accept-conn", "accept-short", "accept-bare")
+PUNISHED = {"bad-type", "wrong-type", "bad-length", "long-message",
+            "bad-hello", "zero-id", "huge-id", "consumed-beyond", "wrong-fin",
+            "extra-credits", "read-far", "write-attempt"}
 CHECKED_LIES = {"consumed-beyond", "flood", "read-far", "accept-conn"}
 
 
@@ -136,9 +138,13 @@ def test_lies(client, lie):
     """An honest client at the same time does not notice."""
     honest = client.start_peer([client.site.file(300_000)], requests=20)
     for mode in ("write", "read"):
-        client.peer([client.site.file(300_000)], "--step",
-                    f"{step_of(lie)}@1=lie:{lie}", "--timeout", 10,
-                    "--progress", 2, "--linger", 300, mode=mode, requests=2)
+        liar = client.peer([client.site.file(300_000)], "--step",
+                           f"{step_of(lie)}@1=lie:{lie}", "--timeout", 10,
+                           "--progress", 2, "--linger", 300, mode=mode,
+                           requests=2)
+    # The last one had a lease when it lied.
+    if lie in PUNISHED:
+        assert liar.json["connections"]["lost"] >= 1, liar.json
     status, out, _ = client.finish(honest)
     assert status == 0, out
     well(client)

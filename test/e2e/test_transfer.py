@@ -124,14 +124,25 @@ class TestConnections:
         client.httpd.access(len(fields))
 
 
+# A worker for each HTTP connection: httpd ends idle ones when it has too few.
+MANY = """
+RdmaEnable On
+RdmaMaxConnectionsPerClient 200
+ThreadsPerChild 64
+MaxRequestWorkers 64
+MinSpareThreads 1
+MaxSpareThreads 64
+"""
+
+
 @pytest.mark.parametrize("clients,requests", [
-    (12, 4), pytest.param(64, 8, marks=pytest.mark.long)])
-@pytest.mark.httpd("RdmaEnable On\nRdmaMaxConnectionsPerClient 200\n")
+    (12, 4), pytest.param(60, 8, marks=pytest.mark.long)])
+@pytest.mark.httpd(MANY)
 def test_many_clients(client, clients, requests):
     paths = [client.site.file(size) for size in (65536, 262144 + 5)]
     total = clients * requests
-    run = client.peer(paths, "--clients", clients, "--concurrency", 2,
-                      requests=requests, seconds=300)
+    run = client.peer(paths, "--clients", clients, requests=requests,
+                      seconds=300)
     moved = run.paths["write"] + run.paths["read"]
     for _ in range(total):
         client.tally.body(moved == total, 65536)
