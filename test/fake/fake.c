@@ -227,7 +227,9 @@ unsigned fake_stuck(struct rdma_cm_id *id)
     w = peer && peer->id.qp ? ((fake_qp *)peer->id.qp)->first : NULL;
     for (; w; w = w->next) {
         on_wire += w->sent && !w->landed;
-        stuck += w->sent ? !w->done : on_wire >= FAKE_WIRE;
+        if (w->opcode == IBV_WR_RDMA_WRITE) {
+            stuck += w->sent ? !w->done : on_wire >= FAKE_WIRE;
+        }
     }
     fake_unlock();
     return stuck;

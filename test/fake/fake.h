@@ -56,7 +56,7 @@ unsigned fake_connects(uint16_t port);
  * posted leaves. What is sent to it goes on until FAKE_WIRE are on their way. */
 #define FAKE_WIRE 8
 void fake_freeze(struct rdma_cm_id *id, int on);
-/* How many work requests of its peer cannot complete because it is frozen. */
+/* How many WRITEs of its peer cannot complete because it is frozen. */
 unsigned fake_stuck(struct rdma_cm_id *id);
 /* The connection is lost: both ends hear of it. */
 void fake_kill(struct rdma_cm_id *id);

@@ -104,8 +104,8 @@ kit_heard kit_await_fin(kit_client *c, uint32_t id);
 kit_heard kit_await_abort(kit_client *c, uint32_t id);
 void kit_await_closed(kit_client *c, unsigned n);
 void kit_await_requests(kit_client *c, unsigned n);
-/* Until so many work requests of the server are stuck on its way to this
- * connection, which is frozen. */
+/* Until so many WRITEs of the server are stuck on their way to this connection,
+ * which is frozen. */
 void kit_await_stuck(kit_client *c, unsigned n, unsigned stuck);
 
 void kit_say(kit_conn *k, rdma_hdr_type type, uint32_t id, uint64_t bytes,
