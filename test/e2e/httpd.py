@@ -207,8 +207,9 @@ class Httpd:
         self._new("access.log")
 
     def expect(self, messages):
-        """Messages that must come before the test's end, by id and count; a
-        count of None is any number, none too."""
+        """Messages that must come before the test's end, by id (or, without
+        one, by their text) and count; a count of None is any number, none
+        too."""
         for identity, count in messages.items():
             if count is None or self.expected.get(identity, 0) is None:
                 self.expected[identity] = None
@@ -222,7 +223,8 @@ class Httpd:
         for line in self._new("error.log"):
             where = LINE.search(line)
             identity = IDENTITY.search(line)
-            name = identity.group(1) if identity else None
+            name = identity.group(1) if identity else next(
+                (text for text in self.expected if text in line), None)
             if name in self.expected:
                 seen[name] += 1
             elif CRASH.search(line) or not where:
