@@ -274,12 +274,13 @@ static void *client_main(void *arg)
             n = 0;
         }
         judge_held(c);
-        while (rdma_get_cm_event(c->events, &event) == 0) {
-            take_event(c, event);
-        }
+        /* Messages first: a DISCONNECTED would take them another way. */
         while (ibv_get_cq_event(c->channel, &cq, &conn) == 0) {
             rdma_conn_receive(conn);
             ibv_ack_cq_events(cq, 1);
+        }
+        while (rdma_get_cm_event(c->events, &event) == 0) {
+            take_event(c, event);
         }
         pthread_mutex_lock(&c->lock);
         quit = c->quit;

@@ -194,17 +194,26 @@ START_TEST(eight_workers_one_connection)
 }
 END_TEST
 
-/* More WRITEs than the connection takes at a time: workers wait for room. */
+/* More WRITEs than the connection takes at a time: workers wait for room, and
+ * each is posted once. */
 START_TEST(more_writes_than_fit)
 {
     kit_client *c;
+    kit_work w;
     gang g;
     unsigned i;
 
     kit.conf.memory = 64 * 1024 * 1024;
+    kit.conf.timeout = 20 * KIT_SECOND;
     kit_go();
     c = kit_client_new("192.0.2.1");
-    send_gang(&g, c, RDMA_HDR_WRITE, 24, 1, 4 * BLOCK);
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_serve(&w);
+    kit_take(&w);
+    fake_freeze(rdma_conn_id(kit_client_conn(c, 0)->conn), 1);
+    send_gang(&g, c, RDMA_HDR_WRITE, 24, 2, 4 * BLOCK);
+    kit_await_stuck(c, 0, RDMA_CONN_DATA);
+    fake_freeze(rdma_conn_id(kit_client_conn(c, 0)->conn), 0);
     join_gang(&g);
     for (i = 0; i < g.n; i++) {
         kit_take(&g.works[i]);
