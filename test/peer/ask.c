@@ -66,7 +66,8 @@ void request_send(struct request *r)
     }
     memcpy(o.token, ep->token, TOKEN_SIZE);
     memcpy(o.prefer, opt.prefer, 2);
-    if (opt.prefer[0] == KIND_WRITE || opt.prefer[1] == KIND_WRITE) {
+    if (!r->plain
+        && (opt.prefer[0] == KIND_WRITE || opt.prefer[1] == KIND_WRITE)) {
         r->window = window_get(ep, FOR_WRITE);
     }
     if (r->window != NULL) {
@@ -77,7 +78,10 @@ void request_send(struct request *r)
     if (opt.fields.n > 0) {
         raw = opt.fields.of[(r->seq - 1) % opt.fields.n];
     }
-    if (raw != NULL) {
+    if (r->plain) {
+        field[0] = '\0';
+    }
+    else if (raw != NULL) {
         fill(field, raw, &o);
     }
     else if (o.prefer[0] != 0) {

@@ -322,9 +322,12 @@ void link_advance(struct link *l)
         }
         return;
     }
-    if (l->conn != NULL && l->said_hello && !l->conn->open
-        && script_at(HELLO_COME, l->ep, l, NULL) && l->conn != NULL) {
-        l->conn->established = true;
+    if (l->conn == NULL || !script_at(ACCEPTED, l->ep, l, NULL)
+        || (l->conn->established && !script_at(ESTABLISHED, l->ep, l, NULL))) {
+        return;
+    }
+    if (l->said_hello && !l->conn->open && script_at(HELLO_COME, l->ep, l, NULL)
+        && l->conn != NULL) {
         l->conn->open = true;
         conn_flush(l->conn);
     }
@@ -388,17 +391,21 @@ static void lane_next(void *arg)
     struct lane *lane = arg;
     struct endpoint *ep = lane->ep;
     struct request *r;
-    if (ep->over || ep->n_requests == opt.requests) {
+    bool kept = true;
+    if (ep->over || (lane->again == NULL && ep->begun == opt.requests)) {
         return;
     }
     if (lane->http == NULL || !http_reusable(lane->http)) {
         if (lane->http != NULL) {
             http_close(lane->http, false);
         }
+        kept = false;
         lane->http = http_open(&opt.server, &ep->local);
         totals.http_connections++;
     }
+    ep->begun += lane->again == NULL;
     r = request_new(lane, ep->n_requests + 1);
+    r->kept = kept;
     ep->requests[ep->n_requests++] = r;
     lane->request = r;
     request_advance(r);
@@ -412,7 +419,7 @@ void lane_finish(struct lane *lane)
         http_close(lane->http, false);
         lane->http = NULL;
     }
-    ep->ended++;
+    ep->ended += lane->again == NULL;
     if (ep->ended == opt.requests) {
         all_done(ep);
     }
@@ -450,7 +457,7 @@ struct endpoint *endpoint_new(unsigned number, void (*done)(struct endpoint *))
     ep->owner.event = on_listener;
     ep->number = number;
     ep->local = opt.binds[(number - 1) % opt.n_binds];
-    ep->requests = need(calloc(opt.requests, sizeof *ep->requests));
+    ep->requests = need(calloc(2 * (size_t)opt.requests, sizeof *ep->requests));
     ep->lanes = need(calloc(opt.concurrency, sizeof *ep->lanes));
     if (getrandom(ep->token, TOKEN_SIZE, 0) != TOKEN_SIZE || !listen_at(ep)) {
         fprintf(stderr, "rdma_peer: client %u cannot listen: %s\n", number,

@@ -32,6 +32,7 @@ struct link {
     uint8_t kind;
     bool judged, said_hello, held;
     int reject;        /* what the script wants; -1: nothing */
+    unsigned rule;     /* where the script goes on */
     const char *twist; /* how the script wants to accept */
     uint32_t fired;
 };
@@ -41,6 +42,7 @@ struct lane {
     struct endpoint *ep;
     struct http *http;
     struct request *request;
+    const char *again; /* to be asked once more, without the field */
 };
 
 struct part {
@@ -49,7 +51,7 @@ struct part {
 };
 
 enum head { HEAD_NONE, HEAD_RDMA, HEAD_TCP, HEAD_BAD };
-enum result { PENDING, OK, FAILED };
+enum result { PENDING, OK, FAILED, REPEATED };
 
 struct piece {
     struct request *r;
@@ -68,7 +70,7 @@ struct request {
     double began, ended;
     struct window *window;
 
-    bool started, heard, bound;
+    bool started, sent, heard, bound;
     bool lost; /* the conn it is bound to */
     struct conn *conn;
     uint32_t number;
@@ -82,7 +84,7 @@ struct request {
 
     uint64_t announced, taken, consumed, posted;
     bool fin, aborted, server_last, client_last, fin_said;
-    bool given_up, silent, raw, wait_head;
+    bool given_up, silent, raw, plain, kept, wait_head;
     double gave_up;
     uint32_t give_up_reason;
     struct part parts[PARTS_MAX];
@@ -99,6 +101,7 @@ struct request {
     enum result result;
     enum path path_used;
     bool closed, held, advancing, again;
+    unsigned rule; /* where the script goes on */
     uint32_t fired;
 };
 
@@ -113,7 +116,7 @@ struct endpoint {
     struct link **links;
     uint32_t n_links, alive;
     struct request **requests;
-    unsigned n_requests, ended;
+    unsigned n_requests, begun, ended;
     struct request *open;
     struct window *windows[2], *lies;
     struct lane *lanes;

@@ -80,6 +80,9 @@ static void usage(void)
          "  --verify sha256:HEX | stamp:SEED[@OFFSET]\n"
          "  --bytes N            length of every body\n"
          "  --timeout S          of a request (60)\n"
+         "  --retry              ask again, without the field, when a kept"
+         " connection\n"
+         "                       was closed before the head\n"
          "  --progress S         silence until PING, and wait for a last word"
          " (15)\n"
          "  --linger MS          wait for ids to be closed at the end (2000)\n"
@@ -257,6 +260,7 @@ enum option_code {
     O_JSON,
     O_VERBOSE,
     O_STEP,
+    O_RETRY,
     O_SERVE,
     O_EXAMPLES,
     O_HELP
@@ -302,6 +306,7 @@ static const struct option table[] = {
     {"json", 2, NULL, O_JSON},
     {"verbose", 0, NULL, O_VERBOSE},
     {"step", 1, NULL, O_STEP},
+    {"retry", 0, NULL, O_RETRY},
     {"serve", 0, NULL, O_SERVE},
     {"examples", 1, NULL, O_EXAMPLES},
     {"help", 0, NULL, O_HELP},
@@ -433,6 +438,9 @@ static bool take(int option, const char *value)
         break;
     case O_STEP:
         return script_add(value);
+    case O_RETRY:
+        opt.retry = true;
+        break;
     case O_SERVE:
         serving = true;
         break;

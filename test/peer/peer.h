@@ -39,6 +39,7 @@ struct options {
     unsigned port, first_id, depth, reads, read_size, links_max;
     unsigned timeout, progress, linger;
     double hold;
+    bool retry;
     bool nominate, http10, check_address, full, json, verbose, keep;
     enum path expect_path;
     const char *expect_declined;
@@ -62,7 +63,7 @@ struct totals {
     unsigned path[PATHS];
     uint64_t bytes[PATHS], wrong;
     unsigned accepted[3], rejected[8], lost, aside;
-    unsigned unexpected;
+    unsigned unexpected, repeated;
     unsigned lies_done, lies_refused;
     uint64_t lies_seen; /* bytes that are not 0 */
     uint64_t in[MESSAGE_TYPES], out[MESSAGE_TYPES];

@@ -36,7 +36,12 @@ struct request *request_new(struct lane *lane, unsigned seq)
     check_init(&r->by_tcp);
     r->next = ep->open;
     ep->open = r;
-    totals.requests++;
+    r->plain = lane->again != NULL;
+    if (r->plain) {
+        r->path = lane->again;
+        lane->again = NULL;
+    }
+    totals.requests += !r->plain;
     return r;
 }
 
@@ -126,7 +131,8 @@ static void protocol_error(struct request *r, const char *why)
 static void on_sent(void *user)
 {
     struct request *r = user;
-    at(r, REQUEST_SENT);
+    r->sent = true;
+    request_advance(r);
 }
 
 static const char *bind_to(struct request *r, uint32_t number)
@@ -279,6 +285,15 @@ static void on_end(void *user, const char *why)
                          || strcmp(opt.method, "HEAD") == 0;
             deliver(r, &r->by_tcp, empty);
         }
+    }
+    else if (r->head == HEAD_NONE && r->kept && opt.retry
+             && r->result == PENDING) {
+        /* A server may close a connection that was kept. */
+        r->result = REPEATED;
+        r->ended = loop_now();
+        totals.repeated++;
+        r->lane->again = r->path;
+        request_give_up(r, 1, "repeated");
     }
     else if (r->head == HEAD_NONE) {
         request_give_up(r, 1, why != NULL ? why : "HTTP ended");
@@ -451,9 +466,6 @@ static void say_consumed(struct request *r, uint64_t bytes, bool fin)
     r->consumed = bytes;
     r->fin_said = r->client_last = fin;
     say(r, CONSUMED, fin, bytes, 0);
-    if (fin) {
-        at(r, CONSUMED_SENT);
-    }
 }
 
 static void use_window(struct request *r)
@@ -604,7 +616,7 @@ static void step_on(struct request *r)
         r->started = true;
         request_send(r);
     }
-    if ((r->heard && !at(r, FIRST_MESSAGE))
+    if ((r->sent && !at(r, REQUEST_SENT)) || (r->heard && !at(r, FIRST_MESSAGE))
         || (r->head != HEAD_NONE && !at(r, HEAD_COME))) {
         return;
     }
@@ -620,6 +632,9 @@ static void step_on(struct request *r)
     }
     else if (r->bound && r->kind == KIND_READ) {
         use_parts(r);
+    }
+    if (r->fin_said && !at(r, CONSUMED_SENT)) {
+        return;
     }
     if (!r->held) {
         judge(r);

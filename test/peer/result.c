@@ -118,7 +118,8 @@ static void print_request(struct json *j, const struct request *r)
     const struct check *c =
         r->path_used == PATH_TCP || r->tcp ? &r->by_tcp : &r->by_rdma;
     char hex[65];
-    static const char *const results[] = {"pending", "ok", "failed"};
+    static const char *const results[] = {"pending", "ok", "failed",
+                                          "repeated"};
     json_open(j, NULL, '{');
     json_number(j, "client", r->ep->number);
     json_number(j, "id", r->id);
@@ -188,6 +189,7 @@ static void print_json(struct endpoint **endpoints, double seconds)
     json_close(&j, '}');
     json_close(&j, '}');
     json_number(&j, "http_connections", totals.http_connections);
+    json_number(&j, "repeated", totals.repeated);
     json_number(&j, "aside", totals.aside);
     json_number(&j, "unexpected", totals.unexpected);
     json_open(&j, "forbidden", '{');

@@ -577,6 +577,9 @@ bool script_at(enum step step, struct endpoint *ep, struct link *l,
 {
     uint32_t *fired = r != NULL ? &r->fired : &l->fired;
     bool *held = r != NULL ? &r->held : &l->held;
+    unsigned *from = r != NULL ? &r->rule : &l->rule;
+    /* Where a wait at this step has ended. */
+    unsigned i = *from >> 8 == step ? *from & 255 : 0;
     uint32_t bit = UINT32_C(1) << step;
     uint32_t nth = r != NULL       ? r->seq
                    : l->number > 0 ? l->number
@@ -587,8 +590,8 @@ bool script_at(enum step step, struct endpoint *ep, struct link *l,
     if ((*fired & bit) != 0) {
         return true;
     }
-    *fired |= bit;
-    for (unsigned i = 0; i < n_rules; i++) {
+    /* Several rules of one step follow each other, also over a wait. */
+    for (; i < n_rules; i++) {
         const struct rule *rule = &rules[i];
         struct point p = {step, ep, l, r, rule->argument};
         if (rule->step != step
@@ -598,10 +601,19 @@ bool script_at(enum step step, struct endpoint *ep, struct link *l,
         }
         trace("client %u id %u at %s: %s", ep->number, r != NULL ? r->id : 0,
               steps[step], rule->action->name);
-        if (rule->action->act(&p) != GO) {
+        *fired |= bit;
+        switch (rule->action->act(&p)) {
+        case HOLD:
+            *from = step << 8 | (i + 1);
+            *fired &= ~bit;
             return false;
+        case OVER:
+            return false;
+        case GO:
+            break;
         }
     }
+    *fired |= bit;
     return true;
 }
 
