@@ -85,6 +85,7 @@ typedef struct device {
     struct ibv_pd *pd; /* write kind: no remote rights in it */
     rdma_mem_pool *pool;
     struct ibv_comp_channel *channel;
+    struct ibv_cq *guard; /* see rdma_siw */
 } device;
 
 struct rdma_cache {

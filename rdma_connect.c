@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define SEND_TIMES    2 /* send slots per unit of depth: completions may lag */
+#define PORT_TRIES    4
 #define CONNECT_SLICE 100 /* ms: how long a cancelled connect may not notice */
 
 static int set_nonblocking(int fd)
@@ -407,9 +408,9 @@ static int shake_hands(rdma_conn *c, attempt *a)
     return 0;
 }
 
-int rdma_conn_connect(const rdma_conn_conf *conf, const rdma_conn_target *to,
-                      struct rdma_event_channel *events, rdma_conn **out,
-                      rdma_conn_failure *why)
+static int connect_once(const rdma_conn_conf *conf, const rdma_conn_target *to,
+                        struct rdma_event_channel *events, rdma_conn **out,
+                        rdma_conn_failure *why)
 {
     attempt a = {.to = to, .why = why};
     rdma_hdr_msg hello = {.type = RDMA_HDR_HELLO};
@@ -460,4 +461,29 @@ failed:
         rdma_destroy_event_channel(a.channel);
     }
     return -1;
+}
+
+/* The connection manager picks our port from a range of its own; siw binds a
+ * TCP socket to it, which somebody else may have. That says nothing about the
+ * client: try with another port. */
+static int port_was_taken(const rdma_conn_failure *why)
+{
+    return why->error == EADDRINUSE || why->error == EADDRNOTAVAIL;
+}
+
+int rdma_conn_connect(const rdma_conn_conf *conf, const rdma_conn_target *to,
+                      struct rdma_event_channel *events, rdma_conn **out,
+                      rdma_conn_failure *why)
+{
+    int tries = PORT_TRIES;
+    int rc;
+
+    do {
+        rc = connect_once(conf, to, events, out, why);
+    } while (rc && port_was_taken(why) && --tries > 0
+             && rdma_conn_now() < to->deadline);
+    if (rc && port_was_taken(why)) {
+        why->cause = RDMA_CONN_CAUSE_RESOURCES;
+    }
+    return rc;
 }

@@ -5,6 +5,7 @@
  * its pool, and the channel of receive completions.
  */
 #include "rdma_cache_private.h"
+#include "rdma_siw.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -28,6 +29,7 @@ device *rdma_device_get(rdma_cache *cache, struct ibv_context *context)
             d = &cache->devices[cache->ndevices++];
             d->context = context;
             d->channel = channel;
+            d->guard = rdma_siw_guard(context);
         }
         else if (channel) {
             ibv_destroy_comp_channel(channel);
@@ -93,5 +95,8 @@ void rdma_device_free_all(rdma_cache *cache)
             ibv_dealloc_pd(d->pd);
         }
         ibv_destroy_comp_channel(d->channel);
+        if (d->guard) {
+            ibv_destroy_cq(d->guard);
+        }
     }
 }

@@ -178,7 +178,7 @@ static void connect_slot(rdma_cache_slot *slot)
         slot->nudge_at = slot->used + slot->nudge_after;
         slot->ep->backoff[slot->kind - 1u] = 0;
         pthread_cond_broadcast(&cache->changed);
-        rdma_cache_remind(cache, cache->stopping ? 0 : slot->nudge_at);
+        rdma_cache_remind(cache, 0); /* it may have been closed already */
     }
     /* The client's next one may have waited for this one. */
     pthread_cond_broadcast(&cache->queued);

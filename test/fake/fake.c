@@ -215,6 +215,13 @@ void fake_freeze(struct rdma_cm_id *id, int on)
     fake_unlock();
 }
 
+void fake_thaw_at_arm(struct rdma_cm_id *id)
+{
+    fake_lock();
+    ((fake_id *)id)->thaw_at_arm = 1;
+    fake_unlock();
+}
+
 unsigned fake_stuck(struct rdma_cm_id *id)
 {
     const fake_id *peer;

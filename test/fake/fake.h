@@ -56,6 +56,9 @@ unsigned fake_connects(uint16_t port);
  * posted leaves. What is sent to it goes on until FAKE_WIRE are on their way. */
 #define FAKE_WIRE 8
 void fake_freeze(struct rdma_cm_id *id, int on);
+/* It goes on when its peer arms its send CQ the next time, and all that this
+ * completes has completed just before. */
+void fake_thaw_at_arm(struct rdma_cm_id *id);
 /* How many WRITEs of its peer cannot complete because it is frozen. */
 unsigned fake_stuck(struct rdma_cm_id *id);
 /* The connection is lost: both ends hear of it. */

@@ -108,7 +108,7 @@ struct fake_id {
     fake_cm_state state;
     fake_id *peer;      /* CONNECTING, REQUESTED, CONNECTED: the other end */
     unsigned unacked;   /* events that were read */
-    int frozen;
+    int frozen, thaw_at_arm;
     unsigned reads;     /* READs in flight that it may have */
     struct rdma_conn_param param;
     unsigned char data[FAKE_DATA];
@@ -179,8 +179,10 @@ void fake_cut(fake_id *from, int tell_from, int tell_peer);
 /* [locked] fake_wire.c */
 /* Let what is on its way from q land. */
 void fake_land_all(fake_qp *q);
-/* Deliver what can be completed on this CQ. */
-void fake_complete_some(const struct ibv_cq *cq);
+/* Do all that leads to completions on this CQ. */
+void fake_hurry(const struct ibv_cq *cq);
+/* The CQ is about to be armed: see fake_thaw_at_arm(). */
+void fake_thaw(const struct ibv_cq *cq);
 void *fake_wire_main(void *arg);
 
 #endif /* FAKE_PRIVATE_H */

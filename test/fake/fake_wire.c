@@ -212,16 +212,56 @@ void fake_land_all(fake_qp *q)
     forget_finished(q);
 }
 
-void fake_complete_some(const struct ibv_cq *cq)
+/* All that q can send, at once. */
+static void hurry(fake_qp *q)
+{
+    fake_qp *to = qp_of(q->id->peer);
+    fake_wr *w;
+
+    while (to && to->qp.state == IBV_QPS_RTS && q->qp.state == IBV_QPS_RTS) {
+        w = q->id->peer->frozen ? NULL : next_to_land(q);
+        if (w) {
+            do_land(q, w);
+            continue;
+        }
+        w = q->id->frozen ? NULL : next_to_send(q);
+        if (!w) {
+            return;
+        }
+        do_send(q, w);
+    }
+}
+
+void fake_hurry(const struct ibv_cq *cq)
 {
     fake_qp *q;
+    fake_qp *peer;
     fake_wr *w;
 
     for (q = fake.qps; q; q = q->next) {
+        peer = qp_of(q->id->peer);
+        if (q->qp.recv_cq == cq && peer) {
+            hurry(peer);
+        }
         if (q->qp.send_cq == cq) {
+            hurry(q);
             while ((w = next_to_complete(q)) != NULL) {
                 do_complete(q, w);
             }
+        }
+    }
+}
+
+void fake_thaw(const struct ibv_cq *cq)
+{
+    const fake_qp *q;
+
+    for (q = fake.qps; q; q = q->next) {
+        fake_id *peer = q->id->peer;
+
+        if (q->qp.send_cq == cq && peer && peer->thaw_at_arm) {
+            peer->thaw_at_arm = peer->frozen = 0;
+            fake_hurry(cq);
         }
     }
 }

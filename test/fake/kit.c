@@ -370,6 +370,32 @@ void kit_await_all_blocks(void)
           "free blocks");
 }
 
+/* [cache locked] */
+static unsigned sleepers(void)
+{
+    rdma_conn *c = kit.cache->slots->conn;
+    unsigned n;
+
+    rdma_conn_lock(c);
+    n = c->leader != 0;
+    rdma_conn_unlock(c);
+    return n;
+}
+
+void kit_await_sleeper(void) { await(sleepers, 1, "sleeping workers"); }
+
+void kit_rouse_sleeper(void)
+{
+    rdma_conn *c;
+
+    pthread_mutex_lock(&kit.cache->lock);
+    c = kit.cache->slots->conn;
+    rdma_conn_lock(c);
+    rdma_conn_wake(c);
+    rdma_conn_unlock(c);
+    pthread_mutex_unlock(&kit.cache->lock);
+}
+
 void kit_age(rdma_conn_time by)
 {
     rdma_cache_slot *s;

@@ -191,6 +191,9 @@ void kit_await_used(unsigned bytes);
 unsigned kit_used(void);
 /* ... until every block of the pool is free. Nobody else takes one meanwhile. */
 void kit_await_all_blocks(void);
+/* Until a worker sleeps for completions of the one connection; have it look. */
+void kit_await_sleeper(void);
+void kit_rouse_sleeper(void);
 /* As if the server's connections had been silent for so long. */
 void kit_age(rdma_conn_time by);
 

@@ -121,7 +121,10 @@ START_TEST(hundred_requests_one_connection)
 {
     kit_client *c;
     uint32_t id;
+    rdma_conn_time start = rdma_conn_now();
 
+    kit.conf.timeout = kit.conf.lease_timeout = 10 * KIT_SECOND;
+    kit.conf.memory = 64 * 1024 * 1024; /* for all, if it hears of none */
     kit_go();
     c = kit_client_new("192.0.2.1");
     for (id = 1; id <= 100; id++) {
@@ -133,6 +136,8 @@ START_TEST(hundred_requests_one_connection)
     }
     ck_assert_uint_eq(c->nconns, 1);
     kit_await_no_bodies();
+    /* Nobody has slept over a completion until its deadline. */
+    ck_assert_int_lt(rdma_conn_now() - start, 10 * KIT_SECOND);
 }
 END_TEST
 
@@ -217,6 +222,62 @@ START_TEST(more_writes_than_fit)
     join_gang(&g);
     for (i = 0; i < g.n; i++) {
         kit_take(&g.works[i]);
+    }
+    kit_await_no_bodies();
+    kit_await_all_blocks();
+}
+END_TEST
+
+static void *fill_thread(void *work)
+{
+    kit_work *w = work;
+
+    kit_fill(w, w->total);
+    return NULL;
+}
+
+/* The queue is full, and empties between a worker's look and its sleep: what
+ * waited is posted then, and once only. */
+START_TEST(room_comes_just_before_the_sleep)
+{
+    kit_client *c;
+    kit_work w[(RDMA_CONN_DATA + FAKE_WIRE) / 4 + 1];
+    kit_work *last;
+    struct rdma_cm_id *id = NULL;
+    pthread_t thread;
+    uint32_t n = 0;
+    uint32_t i;
+
+    kit.conf.memory = 48 * 1024 * 1024;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    while (!id || fake_stuck(id) < RDMA_CONN_DATA) {
+        w[n] = kit_request(c, RDMA_HDR_WRITE, n + 1, 5 * BLOCK);
+        w[n].at = n * w[n].total;
+        ck_assert_int_eq(kit_begin(&w[n]), 0);
+        if (!id) {
+            id = rdma_conn_id(kit_client_conn(c, 0)->conn);
+            fake_freeze(id, 1);
+        }
+        ck_assert_int_eq(kit_open(&w[n]), 0);
+        ck_assert_int_eq(kit_fill(&w[n++], 4 * BLOCK), 0);
+        fake_settle();
+    }
+    last = &w[n];
+    *last = kit_request(c, RDMA_HDR_WRITE, n + 1, BLOCK);
+    last->at = n++ * 5 * BLOCK;
+    ck_assert_int_eq(kit_begin(last), 0);
+    ck_assert_int_eq(kit_open(last), 0);
+    ck_assert_int_eq(pthread_create(&thread, NULL, fill_thread, last), 0);
+    kit_await_sleeper();
+    fake_thaw_at_arm(id);
+    kit_rouse_sleeper();
+    pthread_join(thread, NULL);
+    for (i = 0; i < n; i++) {
+        ck_assert_ptr_null(w[i].step);
+        ck_assert_int_eq(kit_fill(&w[i], w[i].total - w[i].filled), 0);
+        ck_assert_int_eq(kit_finish(&w[i]), 0);
+        kit_take(&w[i]);
     }
     kit_await_no_bodies();
     kit_await_all_blocks();
@@ -1066,6 +1127,7 @@ static void add(Suite *s)
     tcase_add_loop_test(t, hundred_requests_one_connection, 0, 2);
     tcase_add_loop_test(t, eight_workers_one_connection, 0, 2);
     tcase_add_test(t, more_writes_than_fit);
+    tcase_add_test(t, room_comes_just_before_the_sleep);
     tcase_add_test(t, both_kinds_have_connections_of_their_own);
     t = kit_group(s, "reserving");
     tcase_add_test(t, body_larger_than_the_window);
