@@ -142,7 +142,7 @@ static void say_abort(rdma_body *b, rdma_hdr_abort reason)
 
 rdma_hdr_declined rdma_body_open(rdma_body_set *set,
                                  const rdma_hdr_request *req, uint64_t total,
-                                 rdma_body **out)
+                                 int stream, rdma_body **out)
 {
     rdma_hdr_declined why = RDMA_HDR_CONNECT;
     rdma_body *b = calloc(1, sizeof(*b));
@@ -157,6 +157,7 @@ rdma_hdr_declined rdma_body_open(rdma_body_set *set,
                   : &rdma_body_read_kind;
     b->id = req->id;
     b->total = total;
+    b->streamed = stream;
     b->worker = 1;
     rdma_conn_lock(set->conn);
     if (rdma_conn_state_get(set->conn) == RDMA_CONN_OPEN) {

@@ -63,13 +63,13 @@ int rdma_body_set_has(const rdma_body_set *set, uint32_t id);
 
 /* Reserve all that a body of total bytes (1 and up, or RDMA_BODY_UNKNOWN) needs.
  * req is copied. A body that is unknown, or too large for window, arena or
- * memory, is streamed: see rdma_body_head().
+ * memory, is streamed, and any body if stream is not 0: see rdma_body_head().
  * RDMA_HDR_NOT_DECLINED with *out, or why not (nothing has been posted then):
  * WINDOW: it would have to be streamed, through too small a window; MEMORY;
  * CONNECT: the connection is gone. */
 rdma_hdr_declined rdma_body_open(rdma_body_set *set,
                                  const rdma_hdr_request *req, uint64_t total,
-                                 rdma_body **out);
+                                 int stream, rdma_body **out);
 
 /* Where the next bytes of the body go: *room bytes (1 and up). May wait, at
  * most RdmaTimeout. NULL: the connection or a deadline failed: abandon. */

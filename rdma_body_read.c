@@ -80,7 +80,7 @@ static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
     size_t most = b->set->conf.arena_max;
 
     (void)req;
-    if (b->total <= most && b->total <= UINT32_MAX
+    if (!b->streamed && b->total <= most && b->total <= UINT32_MAX
         && take_parts(b, 1, (size_t)b->total) == 0) {
         return RDMA_HDR_NOT_DECLINED;
     }

@@ -19,7 +19,7 @@ static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
     unsigned n = RDMA_BODY_BLOCKS;
 
     b->block_len = RDMA_MEM_BLOCK;
-    if (b->total > req->len) { /* also if it is not known */
+    if (b->total > req->len || b->streamed) { /* also if it is not known */
         if (req->len < RING_MIN) {
             return RDMA_HDR_WINDOW;
         }
