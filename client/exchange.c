@@ -4,6 +4,7 @@
 #include "exchange.h"
 
 #include <curl/curl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -450,7 +451,13 @@ static void idle(rdmahttp_exchange *x)
     struct curl_waitfd fd = {x->ask->cancel_fd, CURL_WAIT_POLLIN, 0};
 
     curl_multi_poll(x->multi, &fd, x->ask->cancel_fd >= 0, TICK_MS, NULL);
-    x->cancelled = fd.revents != 0;
+}
+
+static int is_cancelled(const rdmahttp_exchange *x)
+{
+    struct pollfd fd = {x->ask->cancel_fd, POLLIN, 0};
+
+    return x->ask->cancel_fd >= 0 && poll(&fd, 1, 0) > 0;
 }
 
 static long long now_ms(void)
@@ -496,7 +503,8 @@ static CURLcode perform(rdmahttp_exchange *x)
         if (b != RDMAHTTP_BESIDE_MORE) {
             idle(x);
         }
-        if (x->cancelled) {
+        if (is_cancelled(x)) {
+            x->cancelled = 1;
             return CURLE_ABORTED_BY_CALLBACK;
         }
     }
