@@ -229,6 +229,16 @@ static apr_status_t stop(void *unused)
     return APR_SUCCESS;
 }
 
+/* Workers of a child; one that cannot be asked has many. */
+static unsigned worker_threads(void)
+{
+    int n = 0;
+
+    return ap_mpm_query(AP_MPMQ_MAX_THREADS, &n) == APR_SUCCESS && n > 1
+               ? (unsigned)n
+               : 2;
+}
+
 static void child_init(apr_pool_t *pchild, server_rec *s)
 {
     rdma_config_engine set;
@@ -245,6 +255,7 @@ static void child_init(apr_pool_t *pchild, server_rec *s)
     conf.timeout = set.timeout;
     conf.lease_timeout = set.lease_timeout;
     conf.idle_timeout = set.idle_timeout;
+    conf.max_streams = worker_threads() / 2;
     conf.max_connections = set.max_connections;
     conf.max_connections_per_client = set.max_connections_per_client;
     conf.log = log_line;

@@ -33,6 +33,10 @@
 #include "rdma_hdr.h"
 #include "rdma_mem.h"
 
+#define RDMA_BODY_UNKNOWN UINT64_MAX /* bytes: the length is not known yet */
+#define RDMA_BODY_RING    ((uint64_t)64 * 1024) /* bytes: the least window
+                                                 * that streams go through */
+
 typedef struct rdma_body rdma_body;
 typedef struct rdma_body_set rdma_body_set;
 
@@ -59,13 +63,15 @@ void rdma_body_set_destroy(rdma_body_set *set);
 unsigned rdma_body_set_live(const rdma_body_set *set);
 int rdma_body_set_has(const rdma_body_set *set, uint32_t id);
 
-/* Reserve all that a body of total bytes (1 and up) needs. req is copied.
+/* Reserve all that a body of total bytes (1 and up, or RDMA_BODY_UNKNOWN) needs.
+ * req is copied. A body that is unknown, or too large for window, arena or
+ * memory, is streamed, and any body if stream is not 0: see rdma_body_head().
  * RDMA_HDR_NOT_DECLINED with *out, or why not (nothing has been posted then):
- * WINDOW: larger than the client's window, or than an arena may be; MEMORY;
+ * WINDOW: it would have to be streamed, through too small a window; MEMORY;
  * CONNECT: the connection is gone. */
 rdma_hdr_declined rdma_body_open(rdma_body_set *set,
                                  const rdma_hdr_request *req, uint64_t total,
-                                 rdma_body **out);
+                                 int stream, rdma_body **out);
 
 /* Where the next bytes of the body go: *room bytes (1 and up). May wait, at
  * most RdmaTimeout. NULL: the connection or a deadline failed: abandon. */
@@ -73,8 +79,19 @@ char *rdma_body_space(rdma_body *b, size_t *room);
 /* n bytes (up to room) of that space have been filled. 0, or -1: abandon. */
 int rdma_body_commit(rdma_body *b, size_t n);
 
-/* All total bytes have been committed. 0: *head says what the response field
- * must say, and the head must now be sent. -1: abandon. */
+/* The source is dry for now: what has been committed is moved and announced. 0,
+ * or -1: abandon. Nothing happens unless the body is streamed. */
+int rdma_body_flush(rdma_body *b);
+
+int rdma_body_streamed(const rdma_body *b);
+
+/* After open, commit and flush: 1 if the head of a stream must be sent now, with
+ * *head in the response field, before anything else is done with the body. */
+int rdma_body_head(rdma_body *b, rdma_hdr_response *head);
+
+/* All bytes have been committed. 0: the body is the engine's; unless a head
+ * has been sent, *head says what the response field must say, and the head must
+ * be sent now. -1: abandon. */
 int rdma_body_finish(rdma_body *b, rdma_hdr_response *head);
 
 /* Give up before finish has succeeded: ABORT if anything was posted. Returns 0

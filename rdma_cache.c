@@ -439,6 +439,26 @@ void rdma_cache_release(rdma_cache_slot *slot)
     pthread_mutex_unlock(&cache->lock);
 }
 
+int rdma_cache_stream_begin(rdma_cache *cache)
+{
+    int rc = -1;
+
+    pthread_mutex_lock(&cache->lock);
+    if (cache->streams < cache->conf.max_streams) {
+        cache->streams++;
+        rc = 0;
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return rc;
+}
+
+void rdma_cache_stream_end(rdma_cache *cache)
+{
+    pthread_mutex_lock(&cache->lock);
+    cache->streams--;
+    pthread_mutex_unlock(&cache->lock);
+}
+
 /* ---- stopping ---------------------------------------------------------- */
 
 void rdma_cache_stopping(rdma_cache *cache, int graceful)

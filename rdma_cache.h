@@ -37,6 +37,7 @@ typedef struct rdma_cache_conf {
     rdma_conn_time timeout;         /* progress */
     rdma_conn_time lease_timeout;
     rdma_conn_time idle_timeout;
+    unsigned max_streams;                /* per child: workers they hold */
     unsigned max_connections;            /* per child */
     unsigned max_connections_per_client; /* per client address */
     /* One line for the error log; level is syslog's (3 error .. 7 debug, 8
@@ -86,5 +87,10 @@ rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out);
 int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id, uint32_t *conn);
 
 void rdma_cache_release(rdma_cache_slot *slot);
+
+/* A stream holds its worker as long as its client takes: 0, or -1: as many run
+ * as there may be. Each begin that returned 0 has its end. */
+int rdma_cache_stream_begin(rdma_cache *cache);
+void rdma_cache_stream_end(rdma_cache *cache);
 
 #endif /* RDMA_CACHE_H */

@@ -100,6 +100,7 @@ struct rdma_cache {
     pthread_cond_t queued;  /* work for connectors */
     endpoint *all_endpoints;
     rdma_cache_slot *slots;
+    unsigned streams;
     int started;
     int refused;  /* threads could not be started: nothing by RDMA */
     int stopping; /* 1 graceful, 2 now; also read atomically without */

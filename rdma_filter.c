@@ -7,10 +7,7 @@
  * to TCP is always what httpd would have done without us: the same buckets,
  * sendfile and all.
  */
-#include <errno.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <httpd.h>
 #include <http_config.h>
@@ -20,38 +17,29 @@
 #include <http_protocol.h>
 #include <util_filter.h>
 #include <apr_buckets.h>
-#include <apr_portable.h>
 #include <apr_strings.h>
 #include <apr_tables.h>
 
 #include "rdma_config.h"
+#include "rdma_content.h"
 #include "rdma_filter.h"
 #include "rdma_request.h"
 
 APLOG_USE_MODULE(rdma);
 
-#define UNKNOWN ((apr_off_t)-1) /* the length of a body, in bytes */
+/* Content of known length that comes in several brigades is kept as long as TCP
+ * is a way back: a longer one is streamed, its head ends the keeping. */
+#define KEEP_MAX ((apr_off_t)1024 * 1024) /* bytes */
 
 /* One body on its way; the filter's context. */
 typedef struct rdma_filter_body {
     rdma_request *q;
-    rdma_body *out;           /* NULL: not judged yet, or given up */
+    ap_filter_t *f;
+    rdma_content content;
     apr_bucket_brigade *kept; /* what came before the present brigade */
-    apr_off_t length;         /* as announced */
-    apr_off_t taken;          /* of it copied */
-    char *space;              /* where the next byte goes, or NULL */
-    size_t room;              /* bytes there */
-    size_t used;              /* of them filled */
+    apr_off_t gathered;       /* bytes in kept, while the length is unknown */
+    int streaming;            /* the head is out: there is no way back */
 } rdma_filter_body;
-
-/* How taking the content went. */
-typedef enum take_result {
-    TAKE_MORE,    /* no EOS yet */
-    TAKE_ALL,     /* EOS, and as many bytes as announced */
-    TAKE_NO_RDMA, /* the connection failed: TCP */
-    TAKE_CHANGED, /* the file changed: TCP, which fails as it always did */
-    TAKE_WRONG    /* no such content: an error */
-} take_result;
 
 static ap_filter_rec_t *our_filter;
 
@@ -79,6 +67,8 @@ static void put_behind(request_rec *r, ap_filter_t *f)
 /* Filters of one type stand in the order in which they were added, and those
  * that make the head are there from the beginning: ours is added behind them,
  * they are added again behind ours. */
+static int send_head(void *baton, const rdma_hdr_response *head);
+
 int rdma_filter_post_read(request_rec *r)
 {
     rdma_request *q = rdma_request_read(r);
@@ -88,6 +78,8 @@ int rdma_filter_post_read(request_rec *r)
     if (q && (header = find(r, "http_header"))) {
         b = apr_pcalloc(r->pool, sizeof(*b));
         b->q = q;
+        b->content.head = send_head;
+        b->content.baton = b;
         ap_add_output_filter_handle(our_filter, b, r, r->connection);
         put_behind(r, header);
         error = find(r, "http_outerror");
@@ -137,7 +129,8 @@ static int has_error(apr_bucket_brigade *bb)
     return 0;
 }
 
-/* The length of the body that begins with this brigade, or UNKNOWN. */
+/* The length of the body that begins with this brigade, or
+ * RDMA_CONTENT_UNKNOWN. */
 static apr_off_t body_length(request_rec *r, apr_bucket_brigade *bb)
 {
     const char *field = apr_table_get(r->headers_out, "Content-Length");
@@ -145,7 +138,7 @@ static apr_off_t body_length(request_rec *r, apr_bucket_brigade *bb)
     apr_bucket *e;
 
     if (field) {
-        return ap_parse_strict_length(&length, field) ? length : UNKNOWN;
+        return ap_parse_strict_length(&length, field) ? length : RDMA_CONTENT_UNKNOWN;
     }
     length = 0;
     for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb);
@@ -154,11 +147,11 @@ static apr_off_t body_length(request_rec *r, apr_bucket_brigade *bb)
             return length;
         }
         if (e->length == (apr_size_t)-1) {
-            return UNKNOWN;
+            return RDMA_CONTENT_UNKNOWN;
         }
         length += (apr_off_t)e->length;
     }
-    return UNKNOWN;
+    return RDMA_CONTENT_UNKNOWN;
 }
 
 /* 1 if a filter that we do not know would see the head without the body, and
@@ -193,9 +186,16 @@ static int is_without_field(request_rec *r, apr_off_t length)
            || !rdma_config_enabled(rdma_config_of(r));
 }
 
-static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b)
+static int has_eos(apr_bucket_brigade *bb)
+{
+    return !APR_BRIGADE_EMPTY(bb) && APR_BUCKET_IS_EOS(APR_BRIGADE_LAST(bb));
+}
+
+static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b,
+                               apr_bucket_brigade *bb, rdma_body **out)
 {
     request_rec *r = f->r;
+    apr_off_t length = b->content.length;
     rdma_hdr_declined why = rdma_request_judge(b->q, r);
 
     if (why != RDMA_HDR_NOT_DECLINED) {
@@ -204,151 +204,56 @@ static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b)
     if (has_foreign_filter(f)) {
         return RDMA_HDR_POLICY;
     }
-    if (b->length == UNKNOWN || b->length > (apr_off_t)RDMA_HDR_TOTAL_MAX
-        || !apr_is_empty_table(r->trailers_out)) {
-        return RDMA_HDR_WINDOW; /* these would have to be streamed */
+    if (length > (apr_off_t)RDMA_HDR_TOTAL_MAX) {
+        return RDMA_HDR_WINDOW;
     }
-    if (b->length < rdma_config_min_size(rdma_config_of(r))) {
+    if (length != RDMA_CONTENT_UNKNOWN
+        && length < rdma_config_min_size(rdma_config_of(r))) {
         return RDMA_HDR_SMALL;
     }
-    return rdma_request_open(b->q, r, b->length, &b->out);
+    return rdma_request_open(b->q, r, length,
+                             (length > KEEP_MAX && !has_eos(bb))
+                                 || !apr_is_empty_table(r->trailers_out),
+                             out);
 }
 
-/* ---- taking the content ------------------------------------------------ */
-
-/* Room for at least one byte. 1, or 0: RDMA has failed. */
-static int get_space(rdma_filter_body *b)
+/* Content of unknown length: is there enough of it to judge? 1: yes, or its
+ * source pauses, and what there is must not wait; or its end is there, and
+ * its length is known now. 0: wait for more. */
+static int is_enough(rdma_filter_body *b, apr_bucket_brigade *bb)
 {
-    if (b->space && b->used == b->room) {
-        b->space = NULL;
-        if (rdma_body_commit(b->out, b->used)) {
-            return 0;
-        }
-    }
-    if (!b->space) {
-        b->used = 0;
-        b->space = rdma_body_space(b->out, &b->room);
-    }
-    return b->space != NULL;
-}
-
-/* 1, or 0: RDMA has failed. */
-static int take_bytes(rdma_filter_body *b, const char *data, apr_size_t len)
-{
-    while (len > 0) {
-        apr_size_t n;
-
-        if (!get_space(b)) {
-            return 0;
-        }
-        n = b->room - b->used < len ? b->room - b->used : len;
-        memcpy(b->space + b->used, data, n);
-        b->used += n;
-        b->taken += (apr_off_t)n;
-        data += n;
-        len -= n;
-    }
-    return 1;
-}
-
-static int same_file(const struct stat *a, const struct stat *b)
-{
-    return a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec
-           && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec
-           && a->st_ctim.tv_sec == b->st_ctim.tv_sec
-           && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
-}
-
-/* Straight from the page cache into the memory that goes. apr_bucket_read()
- * would map the file: a copy more, and SIGBUS when somebody truncates it. */
-static take_result take_file(rdma_filter_body *b, apr_bucket *e)
-{
-    const apr_bucket_file *file = e->data;
-    apr_size_t left = e->length;
-    off_t at = (off_t)e->start;
-    struct stat before, after;
-    apr_os_file_t fd;
-
-    if (apr_os_file_get(&fd, file->fd) != APR_SUCCESS || fstat(fd, &before)) {
-        return TAKE_CHANGED;
-    }
-    while (left > 0) {
-        size_t want;
-        ssize_t n;
-
-        if (!get_space(b)) {
-            return TAKE_NO_RDMA;
-        }
-        want = b->room - b->used < left ? b->room - b->used : left;
-        n = pread(fd, b->space + b->used, want, at);
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return TAKE_CHANGED;
-        }
-        b->used += (size_t)n;
-        b->taken += n;
-        at += n;
-        left -= (apr_size_t)n;
-    }
-    return fstat(fd, &after) || !same_file(&before, &after) ? TAKE_CHANGED
-                                                            : TAKE_MORE;
-}
-
-static take_result take_bucket(rdma_filter_body *b, apr_bucket *e)
-{
-    apr_off_t left = b->length - b->taken;
-    const char *data;
-    apr_size_t len;
-
-    if (APR_BUCKET_IS_FILE(e) && e->length != (apr_size_t)-1) {
-        return (apr_off_t)e->length > left ? TAKE_WRONG : take_file(b, e);
-    }
-    if (apr_bucket_read(e, &data, &len, APR_BLOCK_READ) != APR_SUCCESS
-        || (apr_off_t)len > left) {
-        return TAKE_WRONG;
-    }
-    return take_bytes(b, data, len) ? TAKE_MORE : TAKE_NO_RDMA;
-}
-
-/* Copy what the brigade brings; it stays as it is, but for buckets of unknown
- * length that become memory. Returns TAKE_MORE only without EOS. */
-static take_result take(rdma_filter_body *b, apr_bucket_brigade *bb)
-{
+    apr_off_t min = rdma_config_min_size(rdma_config_of(b->f->r));
     apr_bucket *e;
 
     for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb);
          e = APR_BUCKET_NEXT(e)) {
-        take_result result;
+        const char *data;
+        apr_size_t len;
 
         if (APR_BUCKET_IS_EOS(e)) {
-            if (b->taken != b->length) {
-                return TAKE_WRONG;
-            }
-            return b->space && rdma_body_commit(b->out, b->used)
-                       ? TAKE_NO_RDMA
-                       : TAKE_ALL;
+            b->content.length = b->gathered;
+            return 1;
         }
-        if (!APR_BUCKET_IS_METADATA(e)) {
-            result = take_bucket(b, e);
-            if (result != TAKE_MORE) {
-                return result;
-            }
+        if (APR_BUCKET_IS_FLUSH(e)) {
+            return 1;
+        }
+        if (APR_BUCKET_IS_METADATA(e)) {
+            continue;
+        }
+        if (e->length == (apr_size_t)-1
+            && apr_bucket_read(e, &data, &len, APR_NONBLOCK_READ)
+                   != APR_SUCCESS) {
+            return 1; /* nothing yet, or an error: who takes it will see */
+        }
+        b->gathered += (apr_off_t)e->length;
+        if (b->gathered >= min && b->gathered > 0) {
+            return 1;
         }
     }
-    return TAKE_MORE;
+    return 0;
 }
 
 /* ---- the ways out ------------------------------------------------------ */
-
-/* Nothing taken, nothing judged. */
-static void reset(rdma_filter_body *b)
-{
-    b->out = NULL;
-    b->space = NULL;
-    b->taken = 0;
-}
 
 static apr_status_t pass_kept(ap_filter_t *f, rdma_filter_body *b,
                               apr_bucket_brigade *bb)
@@ -365,9 +270,34 @@ static apr_status_t pass_over_tcp(ap_filter_t *f, rdma_filter_body *b,
                                   apr_bucket_brigade *bb, rdma_hdr_declined why)
 {
     why = rdma_request_abandon(b->q, why, RDMA_HDR_ABORT_CONTENT);
-    reset(b);
+    rdma_content_reset(&b->content);
     rdma_request_decline(b->q, f->r, why);
     return pass_kept(f, b, bb);
+}
+
+/* A body of length zero never goes by RDMA, and has no field. */
+static apr_status_t pass_empty(ap_filter_t *f, rdma_filter_body *b,
+                               apr_bucket_brigade *bb)
+{
+    (void)rdma_request_abandon(b->q, RDMA_HDR_NOT_DECLINED,
+                               RDMA_HDR_ABORT_CANCELLED);
+    rdma_content_reset(&b->content);
+    return pass_kept(f, b, bb);
+}
+
+static void drop_all(rdma_filter_body *b, apr_bucket_brigade *bb)
+{
+    if (b->kept) {
+        apr_brigade_cleanup(b->kept);
+    }
+    apr_brigade_cleanup(bb);
+}
+
+static void append_error(request_rec *r, apr_bucket_brigade *bb, int status)
+{
+    APR_BRIGADE_INSERT_TAIL(bb, ap_bucket_error_create(status, NULL, r->pool,
+                                                       bb->bucket_alloc));
+    APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_eos_create(bb->bucket_alloc));
 }
 
 /* The content is not what was announced: no response can be right. HTTP_HEADER
@@ -376,24 +306,40 @@ static apr_status_t pass_error(ap_filter_t *f, rdma_filter_body *b,
                                apr_bucket_brigade *bb)
 {
     request_rec *r = f->r;
-    apr_bucket *e;
 
     ap_log_rerror(APLOG_MARK, APLOG_ERR, 0, r,
                   "RDMA0020: content of %" APR_OFF_T_FMT
                   " bytes announced, but no such content came",
-                  b->length);
+                  b->content.length);
     (void)rdma_request_abandon(b->q, RDMA_HDR_FAILED, RDMA_HDR_ABORT_CONTENT);
-    reset(b);
-    if (b->kept) {
-        apr_brigade_cleanup(b->kept);
-    }
-    apr_brigade_cleanup(bb);
+    rdma_content_reset(&b->content);
+    drop_all(b, bb);
     r->bytes_sent = 0;
-    e = ap_bucket_error_create(HTTP_INTERNAL_SERVER_ERROR, NULL, r->pool,
-                               bb->bucket_alloc);
-    APR_BRIGADE_INSERT_TAIL(bb, e);
-    APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_eos_create(bb->bucket_alloc));
+    append_error(r, bb, HTTP_INTERNAL_SERVER_ERROR);
     return ap_pass_brigade(f->next, bb);
+}
+
+/* After the head there is no way back: the connection is cut without the last
+ * chunk, so that nobody takes it for success. The ERROR bucket keeps the chunk
+ * filter from sending one. */
+static apr_status_t cut(ap_filter_t *f, rdma_filter_body *b,
+                        apr_bucket_brigade *bb, const char *why)
+{
+    request_rec *r = f->r;
+
+    ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, r,
+                  "RDMA0022: a stream was cut after %" APR_OFF_T_FMT
+                  " bytes: %s",
+                  b->content.taken, why);
+    (void)rdma_request_abandon(b->q, RDMA_HDR_FAILED, RDMA_HDR_ABORT_CONTENT);
+    rdma_request_count(r, b->content.taken);
+    rdma_content_reset(&b->content);
+    drop_all(b, bb);
+    append_error(r, bb, HTTP_BAD_GATEWAY);
+    r->connection->keepalive = AP_CONN_CLOSE;
+    ap_remove_output_filter(f);
+    ap_pass_brigade(f->next, bb);
+    return APR_ECONNABORTED;
 }
 
 /* What is left of a brigade when its body has gone another way. */
@@ -411,23 +357,31 @@ static void drop_data(apr_bucket_brigade *bb)
     }
 }
 
-/* All has been taken: say so, and send a head without a body. */
-static apr_status_t pass_head(ap_filter_t *f, rdma_filter_body *b,
-                              apr_bucket_brigade *bb)
+/* All has been taken: say so, and send a head without a body, or, after a
+ * stream, the last chunk. */
+static apr_status_t pass_end(ap_filter_t *f, rdma_filter_body *b,
+                             apr_bucket_brigade *bb)
 {
     request_rec *r = f->r;
+    apr_off_t length = b->content.taken;
     rdma_hdr_response head;
     apr_status_t status;
 
     memset(&head, 0, sizeof(head));
     if (!rdma_request_finish(b->q, &head)) {
-        return pass_over_tcp(f, b, bb, RDMA_HDR_CONNECT);
+        return b->streaming ? cut(f, b, bb, "the connection failed")
+                            : pass_over_tcp(f, b, bb, RDMA_HDR_CONNECT);
     }
-    if (rdma_request_answer(b->q, r, &head, b->length)) {
+    if (b->streaming) {
+        rdma_request_count(r, length);
+    }
+    else if (rdma_request_answer(b->q, r, &head, length)) {
         return pass_over_tcp(f, b, bb, RDMA_HDR_FAILED);
     }
-    reset(b);
-    ap_set_content_length(r, 0);
+    else {
+        ap_set_content_length(r, 0);
+    }
+    rdma_content_reset(&b->content);
     if (b->kept) {
         APR_BRIGADE_PREPEND(bb, b->kept);
     }
@@ -438,21 +392,53 @@ static apr_status_t pass_head(ap_filter_t *f, rdma_filter_body *b,
     return status;
 }
 
+/* The head of a stream; HTTP_HEADER adds the chunk filter by itself. */
+static int send_head(void *baton, const rdma_hdr_response *head)
+{
+    rdma_filter_body *b = baton;
+    ap_filter_t *f = b->f;
+    request_rec *r = f->r;
+    apr_off_t length =
+        b->content.length == RDMA_CONTENT_UNKNOWN ? 0 : b->content.length;
+    apr_bucket_brigade *bb;
+
+    if (rdma_request_answer(b->q, r, head, length)) {
+        return -1;
+    }
+    b->streaming = 1;
+    r->clength = 0;
+    apr_table_unset(r->headers_out, "Content-Length");
+    bb = apr_brigade_create(r->pool, r->connection->bucket_alloc);
+    APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_flush_create(bb->bucket_alloc));
+    return ap_pass_brigade(f->next, bb) == APR_SUCCESS
+                   && !r->connection->aborted
+               ? 0
+               : -1;
+}
+
 /* ---- the filter -------------------------------------------------------- */
 
-/* The first brigade of a response. 1: the body goes by RDMA; 0: *status is what
- * passing it on has returned. */
+/* A response begins. RDMA_CONTENT_MORE: it goes by RDMA; else *status is what
+ * passing it on, or waiting for more of it, has returned. */
 static int begin(ap_filter_t *f, rdma_filter_body *b, apr_bucket_brigade *bb,
-                 apr_status_t *status)
+                 apr_status_t *status, rdma_content_result *result)
 {
     request_rec *r = f->r;
     rdma_hdr_declined why;
+    rdma_body *body = NULL;
 
     /* A program or a back end may say what only we may say. */
     apr_table_unset(r->headers_out, RDMA_HDR_FIELD);
     apr_table_unset(r->err_headers_out, RDMA_HDR_FIELD);
-    b->length = body_length(r, bb);
-    if (is_without_field(r, b->length)) {
+    if (b->gathered == 0) {
+        b->content.length = body_length(r, bb);
+    }
+    if (b->content.length == RDMA_CONTENT_UNKNOWN && !is_enough(b, bb)
+        && !is_without_field(r, b->content.length)) {
+        *status = ap_save_brigade(f, &b->kept, &bb, r->pool);
+        return 0;
+    }
+    if (is_without_field(r, b->content.length)) {
         why = rdma_request_abandon(b->q, RDMA_HDR_NOT_DECLINED,
                                    RDMA_HDR_ABORT_CANCELLED);
         /* Whatever the response is, it has to say that something was posted. */
@@ -460,53 +446,99 @@ static int begin(ap_filter_t *f, rdma_filter_body *b, apr_bucket_brigade *bb,
                                                : pass_over_tcp(f, b, bb, why);
         return 0;
     }
-    why = judge(f, b);
+    why = judge(f, b, bb, &body);
     if (why != RDMA_HDR_NOT_DECLINED) {
         *status = pass_over_tcp(f, b, bb, why);
         return 0;
     }
+    if (b->kept) { /* gathered, not taken */
+        APR_BRIGADE_PREPEND(bb, b->kept);
+    }
+    *result = rdma_content_begin(&b->content, body);
     return 1;
+}
+
+/* Before the head: what may be needed again for TCP is kept. */
+static apr_status_t go_on(ap_filter_t *f, rdma_filter_body *b,
+                          apr_bucket_brigade *bb, rdma_content_result result)
+{
+    switch (result) {
+    case RDMA_CONTENT_MORE:
+        return ap_save_brigade(f, &b->kept, &bb, f->r->pool);
+    case RDMA_CONTENT_ALL:
+        return b->content.taken > 0 ? pass_end(f, b, bb)
+                                    : pass_empty(f, b, bb);
+    case RDMA_CONTENT_CHANGED:
+        ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, f->r,
+                      "RDMA0021: the file changed while it was being read");
+        return pass_over_tcp(f, b, bb, RDMA_HDR_WINDOW);
+    case RDMA_CONTENT_WRONG:
+        return pass_error(f, b, bb);
+    case RDMA_CONTENT_NO_RDMA:
+    case RDMA_CONTENT_LEFT:
+    default:
+        return pass_over_tcp(f, b, bb, RDMA_HDR_CONNECT);
+    }
+}
+
+/* After it nothing is. */
+static apr_status_t stream_on(ap_filter_t *f, rdma_filter_body *b,
+                              apr_bucket_brigade *bb,
+                              rdma_content_result result)
+{
+    switch (result) {
+    case RDMA_CONTENT_MORE:
+        drop_all(b, bb);
+        return APR_SUCCESS;
+    case RDMA_CONTENT_ALL:
+        return pass_end(f, b, bb);
+    case RDMA_CONTENT_CHANGED:
+        return cut(f, b, bb, "the file changed");
+    case RDMA_CONTENT_WRONG:
+        return cut(f, b, bb, "the content broke off");
+    case RDMA_CONTENT_LEFT:
+        return cut(f, b, bb, "the client has left");
+    case RDMA_CONTENT_NO_RDMA:
+    default:
+        return cut(f, b, bb, "the connection failed or made no progress");
+    }
 }
 
 static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
 {
     rdma_filter_body *b = f->ctx;
+    rdma_content_result result = RDMA_CONTENT_MORE;
     apr_status_t status;
 
     if (!b) { /* somebody's SetOutputFilter */
         ap_remove_output_filter(f);
         return ap_pass_brigade(f->next, bb);
     }
+    b->f = f;
     if (APR_BRIGADE_EMPTY(bb)) {
         return APR_SUCCESS;
     }
     if (has_error(bb)) {
+        if (b->streaming) {
+            return cut(f, b, bb, "the content broke off");
+        }
         (void)rdma_request_abandon(b->q, RDMA_HDR_FAILED,
                                    RDMA_HDR_ABORT_CONTENT);
-        reset(b);
+        rdma_content_reset(&b->content);
+        b->gathered = 0;
         if (b->kept) {
             apr_brigade_cleanup(b->kept);
         }
         return ap_pass_brigade(f->next, bb);
     }
-    if (!b->out && !begin(f, b, bb, &status)) {
+    if (!b->content.body && !begin(f, b, bb, &status, &result)) {
         return status;
     }
-    switch (take(b, bb)) {
-    case TAKE_MORE:
-        return ap_save_brigade(f, &b->kept, &bb, f->r->pool);
-    case TAKE_ALL:
-        return pass_head(f, b, bb);
-    case TAKE_NO_RDMA:
-        return pass_over_tcp(f, b, bb, RDMA_HDR_CONNECT);
-    case TAKE_CHANGED:
-        ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, f->r,
-                      "RDMA0021: the file changed while it was being read");
-        return pass_over_tcp(f, b, bb, RDMA_HDR_WINDOW);
-    case TAKE_WRONG:
-    default:
-        return pass_error(f, b, bb);
+    if (result == RDMA_CONTENT_MORE) {
+        result = rdma_content_take(&b->content, bb);
     }
+    return b->streaming ? stream_on(f, b, bb, result)
+                        : go_on(f, b, bb, result);
 }
 
 void rdma_filter_register(void)

@@ -32,6 +32,7 @@ struct rdma_request {
     rdma_cache_slot *slot;   /* held, or NULL */
     rdma_hdr_kind slot_kind; /* what it is for */
     rdma_body *body;         /* open, or NULL */
+    int streaming;           /* counted as a stream */
     int opened;              /* the engine has seen the id: never again */
     int refused;             /* a forbidden address has been logged */
     uint32_t failed_conn;    /* the body was given up after a post on it; 0 */
@@ -320,13 +321,16 @@ void rdma_request_start(rdma_request *q, request_rec *r)
 }
 
 rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
-                                    apr_off_t total, rdma_body **out)
+                                    apr_off_t total, int stream,
+                                    rdma_body **out)
 {
     rdma_body_set *set = NULL;
     rdma_hdr_declined why = RDMA_HDR_NOT_DECLINED;
 
     *out = NULL;
-    if (q->to.kind == RDMA_HDR_WRITE && (uint64_t)total > q->field.len) {
+    /* Known without a connection. */
+    if (q->to.kind == RDMA_HDR_WRITE && q->field.len < RDMA_BODY_RING
+        && (stream || total < 0 || (uint64_t)total > q->field.len)) {
         return RDMA_HDR_WINDOW;
     }
     why = acquire(q);
@@ -343,10 +347,27 @@ rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
         }
     }
     if (why == RDMA_HDR_NOT_DECLINED) {
-        why = rdma_body_open(set, &q->field, (uint64_t)total, &q->body);
-        *out = q->body;
+        why = rdma_body_open(set, &q->field,
+                             total < 0 ? RDMA_BODY_UNKNOWN : (uint64_t)total,
+                             stream, &q->body);
     }
+    if (q->body && rdma_body_streamed(q->body)) {
+        q->streaming = rdma_cache_stream_begin(engine) == 0;
+        if (!q->streaming) {
+            why = rdma_request_abandon(q, RDMA_HDR_BUSY,
+                                       RDMA_HDR_ABORT_UNSPECIFIED);
+        }
+    }
+    *out = q->body;
     return why;
+}
+
+static void end_stream(rdma_request *q)
+{
+    if (q->streaming) {
+        q->streaming = 0;
+        rdma_cache_stream_end(engine);
+    }
 }
 
 int rdma_request_finish(rdma_request *q, rdma_hdr_response *head)
@@ -355,6 +376,7 @@ int rdma_request_finish(rdma_request *q, rdma_hdr_response *head)
         return 0;
     }
     q->body = NULL;
+    end_stream(q);
     return 1;
 }
 
@@ -365,6 +387,7 @@ rdma_hdr_declined rdma_request_abandon(rdma_request *q, rdma_hdr_declined why,
         q->failed_conn = rdma_body_abandon(q->body, reason);
         q->body = NULL;
     }
+    end_stream(q);
     rdma_request_release(q);
     return q->failed_conn ? RDMA_HDR_FAILED : why;
 }
@@ -400,6 +423,11 @@ static int set_field(request_rec *r, const rdma_hdr_response *head)
     return 0;
 }
 
+void rdma_request_count(request_rec *r, apr_off_t bytes)
+{
+    note(r, "RDMA_BYTES", apr_off_t_toa(r->pool, bytes));
+}
+
 int rdma_request_answer(rdma_request *q, request_rec *r,
                         const rdma_hdr_response *head, apr_off_t bytes)
 {
@@ -410,7 +438,7 @@ int rdma_request_answer(rdma_request *q, request_rec *r,
         return -1;
     }
     note(r, "RDMA_MODE", kind);
-    note(r, "RDMA_BYTES", apr_off_t_toa(r->pool, bytes));
+    rdma_request_count(r, bytes);
     ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
                   "RDMA0014: id %u: %s, %" APR_OFF_T_FMT " bytes, conn %u",
                   head->id, kind, bytes, head->conn);

@@ -45,10 +45,12 @@ rdma_hdr_declined rdma_request_judge(rdma_request *q, request_rec *r);
  * runs while the content is made. Never blocks, may fail silently. */
 void rdma_request_start(rdma_request *q, request_rec *r);
 
-/* Get all that a body of total bytes needs; waits RdmaConnectTimeout at most.
+/* Get all that a body of total bytes (-1: not known yet) needs, streamed if that
+ * is wanted or cannot be helped; waits RdmaConnectTimeout at most.
  * RDMA_HDR_NOT_DECLINED with *out, or why not. */
 rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
-                                    apr_off_t total, rdma_body **out);
+                                    apr_off_t total, int stream,
+                                    rdma_body **out);
 
 /* The body is complete. 1: *head is what the response says, and the body
  * belongs to the engine; 0: rdma_request_abandon() says how to go on. */
@@ -67,6 +69,8 @@ void rdma_request_release(rdma_request *q);
  * (then r is as it was). */
 int rdma_request_answer(rdma_request *q, request_rec *r,
                         const rdma_hdr_response *head, apr_off_t bytes);
+/* The same note again, when the length of a stream is known. */
+void rdma_request_count(request_rec *r, apr_off_t bytes);
 void rdma_request_decline(rdma_request *q, request_rec *r,
                           rdma_hdr_declined why);
 

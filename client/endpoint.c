@@ -52,6 +52,14 @@ void rdmahttp_endpoint_unlock(rdmahttp_endpoint *ep)
     pthread_mutex_unlock(&ep->lock);
 }
 
+void rdmahttp_endpoint_moved(rdmahttp_transfer *t)
+{
+    if (t->waiting && t->waker) {
+        t->waiting = 0;
+        t->waker(t->waker_baton);
+    }
+}
+
 /* 0, or ETIMEDOUT. */
 static int wait_until(rdmahttp_endpoint *ep, rdma_conn_time deadline)
 {
@@ -320,13 +328,15 @@ int rdmahttp_endpoint_open(const rdmahttp_conf *conf,
 
 /* ---- closing ----------------------------------------------------------- */
 
+/* Ours that have not gone, or answers to our ABORT that have not come. */
 static int words_under_way(const rdmahttp_endpoint *ep)
 {
     const rdmahttp_transfer *t;
 
     for (t = ep->transfers; t; t = t->next) {
         if (t->word.busy
-            || (t->peer && t->peer->open && !t->peer->closed && !t->we_said)) {
+            || (t->peer && t->peer->open && !t->peer->closed
+                && (!t->we_said || t->state == RDMAHTTP_WAIT_LAST))) {
             return 1;
         }
     }
@@ -499,6 +509,7 @@ void rdmahttp_endpoint_release(rdmahttp_endpoint *ep, rdmahttp_transfer *t)
     rdmahttp_endpoint_lock(ep);
     rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CANCELLED, "not wanted");
     t->released = 1;
+    t->waker = NULL;
     if (rdmahttp_transfer_idle(t) && t->has_window) {
         ep->window[t->window].taken = 0;
         t->has_window = 0;
@@ -547,12 +558,13 @@ int rdmahttp_endpoint_bind(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
 }
 
 int rdmahttp_endpoint_head(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
-                           const rdma_hdr_response *resp)
+                           const rdma_hdr_response *resp, int stream)
 {
     int rc;
 
     rdmahttp_endpoint_lock(ep);
-    rc = rdmahttp_transfer_head(t, resp, peer_by_number(ep, resp->conn));
+    rc =
+        rdmahttp_transfer_head(t, resp, stream, peer_by_number(ep, resp->conn));
     rdmahttp_endpoint_unlock(ep);
     rdmahttp_endpoint_wake(ep);
     return rc;
@@ -575,47 +587,71 @@ void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
     rdmahttp_endpoint_wake(ep);
 }
 
-int rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
-                           int (*sink)(void *baton, const void *bytes,
-                                       size_t n),
-                           void *baton)
+void rdmahttp_endpoint_watch(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
+                             void (*waker)(void *baton), void *baton)
 {
-    rdma_conn_time patience = (rdma_conn_time)ep->conf->timeout_ms * 1000;
-    rdma_conn_time deadline = rdma_conn_now() + patience;
-    int rc = 0;
+    rdmahttp_endpoint_lock(ep);
+    t->waker = waker;
+    t->waker_baton = baton;
+    rdmahttp_endpoint_unlock(ep);
+}
+
+/* [locked] Nothing can be taken now. */
+static rdmahttp_taken nothing(const rdmahttp_endpoint *ep, rdmahttp_transfer *t,
+                              int closing, rdma_conn_time *deadline)
+{
+    rdma_conn_time now = rdma_conn_now();
+
+    if (t->broken || t->state != RDMAHTTP_TAKING) {
+        return RDMAHTTP_TAKE_FAILED;
+    }
+    if (*deadline == 0 || (!closing && rdmahttp_transfer_quiet(t))) {
+        *deadline = now + (rdma_conn_time)ep->conf->timeout_ms * 1000;
+    }
+    if (now >= *deadline) {
+        rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_TIMEOUT,
+                                  "no progress by RDMA in time");
+        return RDMAHTTP_TAKE_FAILED;
+    }
+    t->waiting = 1;
+    return RDMAHTTP_TAKE_WAIT;
+}
+
+rdmahttp_taken
+rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t, int closing,
+                       rdma_conn_time *deadline,
+                       int (*sink)(void *baton, const void *bytes, size_t n),
+                       void *baton)
+{
+    rdmahttp_taken rc = RDMAHTTP_TAKE_MORE;
+    const char *at;
+    size_t n;
+    int due;
 
     rdmahttp_endpoint_lock(ep);
-    while (rc == 0 && !rdmahttp_transfer_complete(t)) {
-        const char *at;
-        size_t n = rdmahttp_transfer_ready(t, &at);
-
-        if (n > 0) {
-            pthread_mutex_unlock(&ep->lock);
-            if (sink(baton, at, n)) {
-                rc = -2;
-            }
-            rdmahttp_endpoint_lock(ep);
-            if (rc == 0) {
-                rdmahttp_transfer_consume(t, n);
-                deadline = rdma_conn_now() + patience;
-                rdmahttp_endpoint_wake(ep); /* room for READs, or a CONSUMED */
-            }
+    n = rdmahttp_transfer_ready(t, &at);
+    if (n > 0) {
+        rdmahttp_endpoint_unlock(ep);
+        if (sink(baton, at, n)) {
+            rc = RDMAHTTP_TAKE_LEFT;
         }
-        else if (t->broken || t->state != RDMAHTTP_TAKING) {
-            rc = -1;
-        }
-        else if (wait_until(ep, deadline) == ETIMEDOUT) {
-            rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_TIMEOUT,
-                                      "no progress by RDMA in time");
-        }
+        rdmahttp_endpoint_lock(ep);
+        *deadline = 0;
     }
-    if (rc) {
+    if (rc == RDMAHTTP_TAKE_LEFT) {
         rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CANCELLED,
                                   "the application has left");
     }
+    else {
+        rdmahttp_transfer_consume(t, n);
+        rc = t->state == RDMAHTTP_DONE ? RDMAHTTP_TAKE_ALL
+             : n > 0                   ? RDMAHTTP_TAKE_MORE
+                                       : nothing(ep, t, closing, deadline);
+    }
+    due = rdmahttp_transfer_due(t);
     rdmahttp_endpoint_unlock(ep);
-    if (rc) {
-        rdmahttp_endpoint_wake(ep);
+    if (due) {
+        rdmahttp_endpoint_wake(ep); /* room for READs, or a CONSUMED */
     }
     return rc;
 }

@@ -57,16 +57,32 @@ int rdmahttp_endpoint_field(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
 int rdmahttp_endpoint_bind(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                            uint32_t conn);
 int rdmahttp_endpoint_head(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
-                           const rdma_hdr_response *resp);
+                           const rdma_hdr_response *resp, int stream);
 void rdmahttp_endpoint_declined(rdmahttp_endpoint *ep, rdmahttp_transfer *t);
 void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                                uint32_t reason, const char *why);
 
-/* Take the body: hand every byte to write() in order. 0: complete. -1: the
- * transfer has failed and is given up, t->why says why. -2: write() said no. */
-int rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
-                           int (*write)(void *baton, const void *bytes,
-                                        size_t n),
-                           void *baton);
+/* From now on, until it is released: after RDMAHTTP_TAKE_WAIT call waker, once
+ * and by any thread, when there may be more. It must not call us. */
+void rdmahttp_endpoint_watch(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
+                             void (*waker)(void *baton), void *baton);
+
+typedef enum rdmahttp_taken {
+    RDMAHTTP_TAKE_WAIT,   /* nothing is there now */
+    RDMAHTTP_TAKE_MORE,   /* some was; look again */
+    RDMAHTTP_TAKE_ALL,    /* complete */
+    RDMAHTTP_TAKE_FAILED, /* the transfer is given up, t->why says why */
+    RDMAHTTP_TAKE_LEFT    /* write() said no; the same */
+} rdmahttp_taken;
+
+/* Hand to write(), in order, what has come of the body, and some of it only;
+ * never waits. *deadline is 0 at first: it is when the transfer is given up for
+ * want of progress. It does not run while the source of a stream may be
+ * thinking, which is never so when closing is 1: HTTP has ended. */
+rdmahttp_taken
+rdmahttp_endpoint_take(rdmahttp_endpoint *ep, rdmahttp_transfer *t, int closing,
+                       rdma_conn_time *deadline,
+                       int (*write)(void *baton, const void *bytes, size_t n),
+                       void *baton);
 
 #endif /* RDMAHTTP_ENDPOINT_H */

@@ -34,9 +34,10 @@ struct rdmahttp_endpoint {
     int wake_fd;
     pthread_t thread;
     int has_thread;
+    rdma_conn_time probed; /* the thread's */
 
     pthread_mutex_t lock; /* guards what follows, and all transfers */
-    pthread_cond_t cond;  /* a transfer has moved */
+    pthread_cond_t cond;  /* for who closes: a transfer has moved */
     int stop;
     uint32_t next_id;
     uint32_t next_number;
@@ -52,6 +53,9 @@ void rdmahttp_endpoint_lock(rdmahttp_endpoint *ep);
 void rdmahttp_endpoint_unlock(rdmahttp_endpoint *ep);
 /* The endpoint's thread looks for what is due. */
 void rdmahttp_endpoint_wake(rdmahttp_endpoint *ep);
+
+/* [locked] Something has happened to the transfer: who waits for it looks. */
+void rdmahttp_endpoint_moved(rdmahttp_transfer *t);
 
 /* Same address, whatever the ports; IPv4-mapped counts as IPv4. */
 int rdmahttp_endpoint_same(const struct sockaddr *a, const struct sockaddr *b);

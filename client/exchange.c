@@ -4,29 +4,36 @@
 #include "exchange.h"
 
 #include <curl/curl.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <time.h>
 
 #include "log.h"
 #include "../rdma_version.h"
 
 #define HEAD_MAX ((size_t)256 * 1024) /* bytes of all header lines */
 #define AGENT    "librdmahttp/" MOD_RDMA_VERSION
+#define TICK_MS  250  /* how often deadlines are looked at */
+#define LAST_MS  5000 /* for the last chunk, when all has come by RDMA */
 
 struct rdmahttp_exchange {
     const rdmahttp_conf *conf;
     CURL *easy;
+    CURLM *multi;
     char error[CURL_ERROR_SIZE];
 
     /* this request */
     const rdmahttp_ask *ask;
     rdmahttp_head head;
     size_t head_bytes;
+    int head_out;   /* the final head has been handed up */
     unsigned sends; /* connections that the request was ready to go out on */
     int stopped;    /* a callback said so */
+    int cancelled;
     int broken;
     int wrong_local; /* bound elsewhere than asked */
 };
@@ -40,8 +47,9 @@ rdmahttp_exchange *rdmahttp_exchange_create(const rdmahttp_conf *conf)
     }
     x->conf = conf;
     x->easy = curl_easy_init();
-    if (!x->easy) {
-        free(x);
+    x->multi = curl_multi_init();
+    if (!x->easy || !x->multi) {
+        rdmahttp_exchange_destroy(x);
         return NULL;
     }
     return x;
@@ -58,6 +66,7 @@ void rdmahttp_exchange_destroy(rdmahttp_exchange *x)
 {
     clear_head(x);
     curl_easy_cleanup(x->easy);
+    curl_multi_cleanup(x->multi);
     free(x);
 }
 
@@ -224,7 +233,11 @@ static size_t on_header(char *line, size_t size, size_t count, void *arg)
         }
         return all;
     }
-    if (x->head.status >= 200 && x->ask->head(x->ask->baton, &x->head)) {
+    if (x->head.status < 200 || x->head_out) { /* not yet, or trailers */
+        return all;
+    }
+    x->head_out = 1;
+    if (x->ask->head(x->ask->baton, &x->head)) {
         x->stopped = 1;
         return 0;
     }
@@ -364,6 +377,9 @@ static rdmahttp_outcome translate(const rdmahttp_exchange *x, CURLcode code)
     if (code == CURLE_OK) {
         return x->head.status >= 200 ? RDMAHTTP_HTTP_OK : RDMAHTTP_HTTP_BROKEN;
     }
+    if (x->cancelled) {
+        return RDMAHTTP_HTTP_CANCELLED;
+    }
     if (x->stopped) {
         return RDMAHTTP_HTTP_STOPPED;
     }
@@ -405,18 +421,139 @@ static rdmahttp_outcome translate(const rdmahttp_exchange *x, CURLcode code)
     }
 }
 
+void rdmahttp_exchange_wake(rdmahttp_exchange *x)
+{
+    curl_multi_wakeup(x->multi);
+}
+
+/* Has HTTP come to its end? Then *code says how. */
+static int http_over(rdmahttp_exchange *x, CURLcode *code)
+{
+    CURLMsg *msg;
+    int left;
+
+    if (curl_multi_perform(x->multi, &left) != CURLM_OK) {
+        *code = CURLE_FAILED_INIT;
+        return 1;
+    }
+    while ((msg = curl_multi_info_read(x->multi, &left)) != NULL) {
+        if (msg->msg == CURLMSG_DONE) {
+            *code = msg->data.result;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Sleep until something happens, or a tick. */
+static void idle(rdmahttp_exchange *x)
+{
+    struct curl_waitfd fd = {x->ask->cancel_fd, CURL_WAIT_POLLIN, 0};
+
+    curl_multi_poll(x->multi, &fd, x->ask->cancel_fd >= 0, TICK_MS, NULL);
+}
+
+static int is_cancelled(const rdmahttp_exchange *x)
+{
+    struct pollfd fd = {x->ask->cancel_fd, POLLIN, 0};
+
+    return x->ask->cancel_fd >= 0 && poll(&fd, 1, 0) > 0;
+}
+
+static long long now_ms(void)
+{
+    struct timespec ts;
+
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (long long)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
+}
+
+/* HTTP, and what is beside it. */
+static CURLcode perform(rdmahttp_exchange *x)
+{
+    const rdmahttp_ask *ask = x->ask;
+    CURLcode code = CURLE_OK;
+    long long last = 0; /* when we stop to wait for the last chunk */
+    int over = 0, beside_http = 0;
+
+    for (;;) {
+        rdmahttp_beside b = RDMAHTTP_BESIDE_NONE;
+
+        over = over || http_over(x, &code);
+        if (x->head_out && !x->stopped && !x->broken && ask->beside) {
+            b = ask->beside(ask->baton, over);
+        }
+        if (b == RDMAHTTP_BESIDE_STOP) {
+            x->stopped = 1;
+            return CURLE_ABORTED_BY_CALLBACK;
+        }
+        if (b == RDMAHTTP_BESIDE_DONE) {
+            last = last ? last : now_ms() + LAST_MS;
+            if (over || now_ms() >= last) {
+                return CURLE_OK; /* whatever HTTP thinks of it */
+            }
+        }
+        else if (b == RDMAHTTP_BESIDE_NONE && over) {
+            return code;
+        }
+        if (b != RDMAHTTP_BESIDE_NONE && !beside_http) {
+            beside_http = 1; /* HTTP may be silent now */
+            curl_easy_setopt(x->easy, CURLOPT_LOW_SPEED_TIME, 0L);
+        }
+        if (b != RDMAHTTP_BESIDE_MORE) {
+            idle(x);
+        }
+        if (is_cancelled(x)) {
+            x->cancelled = 1;
+            return CURLE_ABORTED_BY_CALLBACK;
+        }
+    }
+}
+
+static rdmahttp_outcome run(rdmahttp_exchange *x, char *message)
+{
+    rdmahttp_outcome out;
+    CURLcode code;
+
+    if (curl_multi_add_handle(x->multi, x->easy) != CURLM_OK) {
+        snprintf(message, RDMAHTTP_TEXT_MAX, "cannot set the request up");
+        return RDMAHTTP_HTTP_MEMORY;
+    }
+    code = perform(x);
+    curl_multi_remove_handle(x->multi, x->easy); /* cuts what is not over */
+    out = translate(x, code);
+    if (out == RDMAHTTP_HTTP_OK || x->stopped) {
+        message[0] = '\0';
+    }
+    else if (x->cancelled) {
+        snprintf(message, RDMAHTTP_TEXT_MAX, "cancelled");
+    }
+    else if (x->wrong_local) {
+        snprintf(message, RDMAHTTP_TEXT_MAX,
+                 "HTTP goes out from another address");
+    }
+    else if (code == CURLE_OPERATION_TIMEDOUT) {
+        snprintf(message, RDMAHTTP_TEXT_MAX, "no progress in time");
+    }
+    else {
+        snprintf(message, RDMAHTTP_TEXT_MAX, "%s",
+                 x->error[0] ? x->error : curl_easy_strerror(code));
+    }
+    return out;
+}
+
 rdmahttp_outcome rdmahttp_exchange_run(rdmahttp_exchange *x,
                                        const rdmahttp_ask *ask, char *message)
 {
     struct curl_slist *headers = NULL;
     rdmahttp_outcome out = RDMAHTTP_HTTP_MEMORY;
-    CURLcode code;
 
     clear_head(x);
     x->ask = ask;
     x->head_bytes = 0;
+    x->head_out = 0;
     x->sends = 0;
-    x->stopped = x->broken = x->wrong_local = 0;
+    x->stopped = x->cancelled = x->broken = x->wrong_local = 0;
     x->error[0] = '\0';
     if (make_headers(ask, &headers) || set_options(x, ask, headers)) {
         snprintf(message, RDMAHTTP_TEXT_MAX, "cannot set the request up");
@@ -425,22 +562,7 @@ rdmahttp_outcome rdmahttp_exchange_run(rdmahttp_exchange *x,
         if (ask->field) {
             rdmahttp_log(x->conf, RDMAHTTP_LOG_INFO, "> RDMA: %s", ask->masked);
         }
-        code = curl_easy_perform(x->easy);
-        out = translate(x, code);
-        if (out == RDMAHTTP_HTTP_OK || x->stopped) {
-            message[0] = '\0';
-        }
-        else if (x->wrong_local) {
-            snprintf(message, RDMAHTTP_TEXT_MAX,
-                     "HTTP goes out from another address");
-        }
-        else if (code == CURLE_OPERATION_TIMEDOUT) {
-            snprintf(message, RDMAHTTP_TEXT_MAX, "no progress in time");
-        }
-        else {
-            snprintf(message, RDMAHTTP_TEXT_MAX, "%s",
-                     x->error[0] ? x->error : curl_easy_strerror(code));
-        }
+        out = run(x, message);
     }
     curl_slist_free_all(headers);
     return out;

@@ -30,6 +30,15 @@ typedef struct rdmahttp_head {
     char *location; /* NULL: none */
 } rdmahttp_head;
 
+/* What else there is to do while HTTP goes on. */
+typedef enum rdmahttp_beside {
+    RDMAHTTP_BESIDE_NONE, /* nothing: HTTP is all */
+    RDMAHTTP_BESIDE_WAIT, /* not now: rdmahttp_exchange_wake(), or a while */
+    RDMAHTTP_BESIDE_MORE, /* some has been done, there may be more */
+    RDMAHTTP_BESIDE_DONE, /* all has been done, whatever becomes of HTTP */
+    RDMAHTTP_BESIDE_STOP  /* give up */
+} rdmahttp_beside;
+
 typedef struct rdmahttp_ask {
     const char *url;
     const char *field;   /* the RDMA field's value; NULL: none */
@@ -46,12 +55,17 @@ typedef struct rdmahttp_ask {
     int (*head)(void *baton, const rdmahttp_head *head);
     /* Bytes of the body. 0, or -1: give up. */
     int (*body)(void *baton, const void *bytes, size_t n);
+    /* Called again and again once the head is there, also when HTTP is over (1)
+     * and until it returns anything but WAIT and MORE then. Never waits. */
+    rdmahttp_beside (*beside)(void *baton, int over);
     void *baton;
+    int cancel_fd; /* readable: give up; -1: none */
 } rdmahttp_ask;
 
 typedef enum rdmahttp_outcome {
     RDMAHTTP_HTTP_OK = 0,
     RDMAHTTP_HTTP_STOPPED,   /* a callback said so */
+    RDMAHTTP_HTTP_CANCELLED, /* cancel_fd said so */
     RDMAHTTP_HTTP_REPEATED,  /* libcurl wanted to send the field twice */
     RDMAHTTP_HTTP_NOT_SENT,  /* no connection: nothing has been asked */
     RDMAHTTP_HTTP_ELSEWHERE, /* the same, but another local address might do */
@@ -65,6 +79,9 @@ typedef enum rdmahttp_outcome {
 /* NULL: out of memory. conf outlives it. */
 rdmahttp_exchange *rdmahttp_exchange_create(const rdmahttp_conf *conf);
 void rdmahttp_exchange_destroy(rdmahttp_exchange *x);
+
+/* Any thread: call beside() again. */
+void rdmahttp_exchange_wake(rdmahttp_exchange *x);
 
 /* Do it all; message (RDMAHTTP_TEXT_MAX bytes) says what went wrong. */
 rdmahttp_outcome rdmahttp_exchange_run(rdmahttp_exchange *x,

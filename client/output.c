@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -81,13 +82,14 @@ static int open_temporary(output *out)
     return error;
 }
 
-int output_open(output *out, const char *path)
+int output_open(output *out, const char *path, int cancel_fd)
 {
     struct stat st;
     int error = 0;
 
     memset(out, 0, sizeof(*out));
     out->fd = -1;
+    out->cancel_fd = cancel_fd;
     if (strcmp(path, "-") == 0) {
         out->direct = 1;
         out->fd = dup(STDOUT_FILENO);
@@ -115,13 +117,31 @@ int output_open(output *out, const char *path)
     return error;
 }
 
+/* Wait until the pipe, or what it is, takes more. 0, or EINTR: cancelled. */
+static int wait_for_room(const output *out)
+{
+    struct pollfd fds[2] = {{out->fd, POLLOUT, 0}, {out->cancel_fd, POLLIN, 0}};
+
+    while (out->cancel_fd > 0 && !fds[0].revents) {
+        poll(fds, 2, -1);
+        if (fds[1].revents) {
+            return EINTR;
+        }
+    }
+    return 0;
+}
+
 int output_write(output *out, const void *bytes, size_t n)
 {
     const char *p = bytes;
 
     while (n > 0) {
-        ssize_t done = write(out->fd, p, n);
+        ssize_t done;
 
+        if (out->direct && wait_for_room(out)) {
+            return EINTR;
+        }
+        done = write(out->fd, p, n);
         if (done < 0 && errno == EINTR) {
             continue;
         }

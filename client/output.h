@@ -6,6 +6,8 @@
  * partial is ever presented as complete; whatever else exists under the name (a
  * device, a pipe) is written to directly, as is standard output.
  *
+ * A reader of a pipe may be slow, and its writer cancelled meanwhile.
+ *
  * One at a time: output_forget() serves a signal handler.
  */
 #ifndef RDMAHTTP_OUTPUT_H
@@ -19,12 +21,13 @@ typedef struct output {
     int direct;     /* no temporary file */
     char *path;     /* the name it will have */
     char *temp;     /* NULL: direct */
+    int cancel_fd;  /* readable: write no more; 0: none */
     uint64_t bytes; /* written */
 } output;
 
 /* path "-": standard output. 0, or an errno. */
-int output_open(output *out, const char *path);
-/* 0, or an errno. */
+int output_open(output *out, const char *path, int cancel_fd);
+/* 0, or an errno; EINTR: cancelled. */
 int output_write(output *out, const void *bytes, size_t n);
 /* Forget what was written. 0, or -1: it is gone for good. */
 int output_rewind(output *out);

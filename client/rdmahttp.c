@@ -9,11 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "endpoint.h"
-#include "exchange.h"
+#include "request.h"
 #include "route.h"
-
-#define REDIRECTS 20
 
 /* What is known of an origin. */
 typedef struct origin {
@@ -266,203 +263,15 @@ static void give_exchange(rdmahttp *h, rdmahttp_exchange *x)
 
 /* ---- one request ------------------------------------------------------- */
 
-typedef enum verdict {
-    NO_HEAD,
-    BY_TCP,
-    BY_RDMA,
-    FAILED /* the head is no answer: see attempt.why */
-} verdict;
-
 typedef struct attempt {
     rdmahttp *h;
-    const rdmahttp_options *options;
     const rdmahttp_sink *sink;
     rdmahttp_result *result;
-    rdmahttp_exchange *x;
     char *first_origin;
-
-    /* this hop */
-    target to;
-    char *location; /* of a redirect that we follow */
-
-    /* this request */
+    target to;      /* of this hop */
     origin *origin; /* NULL: RDMA is out of the question */
-    rdmahttp_endpoint *ep;
-    rdmahttp_transfer *t; /* NULL: without the field */
-    verdict verdict;
-    int drop;      /* the body is not wanted */
-    int sink_said; /* the sink has stopped it */
-    char why[RDMAHTTP_TEXT_MAX];
+    rdmahttp_request rq;
 } attempt;
-
-static int fail(attempt *a, const char *why)
-{
-    if (a->t) {
-        rdmahttp_endpoint_give_up(a->ep, a->t, RDMA_HDR_ABORT_CONTENT, why);
-    }
-    snprintf(a->why, sizeof(a->why), "%s", why);
-    a->verdict = FAILED;
-    return -1;
-}
-
-static int by_tcp(attempt *a, const char *why)
-{
-    if (a->t) {
-        rdmahttp_endpoint_declined(a->ep, a->t);
-    }
-    if (why) {
-        snprintf(a->result->why, sizeof(a->result->why), "%s", why);
-    }
-    a->result->path = RDMAHTTP_BY_TCP;
-    a->verdict = BY_TCP;
-    return 0;
-}
-
-static int declined(attempt *a, const rdma_hdr_response *resp)
-{
-    char why[RDMAHTTP_TEXT_MAX];
-
-    a->result->declined = rdma_hdr_declined_name(resp->declined);
-    snprintf(why, sizeof(why), "server declined: %s", a->result->declined);
-    return by_tcp(a, why);
-}
-
-/* A head of form W or R. */
-static int by_rdma(attempt *a, const rdmahttp_head *head,
-                   const rdma_hdr_response *resp)
-{
-    rdmahttp_result *result = a->result;
-
-    if (resp->kind != a->t->offered[0] && resp->kind != a->t->offered[1]) {
-        return fail(a, "the answer uses a mode that was not offered");
-    }
-    if (head->chunked || !head->has_length || head->length != 0) {
-        return fail(a, head->chunked ? "the server streams, which this client "
-                                       "cannot take yet"
-                                     : "the answer by RDMA has a body too");
-    }
-    if ((resp->kind == RDMA_HDR_WRITE && !resp->has_total)
-        || (resp->kind == RDMA_HDR_READ && !resp->fin) || head->status == 204
-        || head->status == 304) {
-        return fail(a, "the RDMA field does not fit the answer");
-    }
-    if (rdmahttp_endpoint_head(a->ep, a->t, resp)) {
-        return fail(a, a->t->why);
-    }
-    result->path =
-        resp->kind == RDMA_HDR_WRITE ? RDMAHTTP_BY_WRITE : RDMAHTTP_BY_READ;
-    result->why[0] = '\0';
-    result->has_length = 1;
-    result->length = resp->kind == RDMA_HDR_WRITE ? resp->total : resp->len;
-    a->verdict = BY_RDMA;
-    return 0;
-}
-
-/* PROTOCOL.md, 4.3. 0, or -1: the head is no answer. */
-static int judge(attempt *a, const rdmahttp_head *head)
-{
-    rdma_hdr_response resp;
-
-    if (!head->rdma) {
-        if (!a->t) {
-            return by_tcp(a, NULL);
-        }
-        return by_tcp(a, head->has_length && head->length == 0
-                             ? "there is no body to move"
-                             : "the server did not offer RDMA");
-    }
-    if (!head->nominated || !head->http11
-        || rdma_hdr_parse_response(head->rdma, head->rdma_len, &resp)
-               != RDMA_HDR_OK) {
-        return a->t || head->length == 0
-                   ? fail(a, "the RDMA field of the answer is malformed")
-                   : by_tcp(a, NULL);
-    }
-    if (!a->t) {
-        return resp.declined != RDMA_HDR_NOT_DECLINED
-                   ? by_tcp(a, NULL)
-                   : fail(a, "an answer by RDMA that nobody asked for");
-    }
-    if (resp.id != a->t->id && resp.id != 0) {
-        return fail(a, "the answer has the id of another request");
-    }
-    if (resp.conn != 0 && rdmahttp_endpoint_bind(a->ep, a->t, resp.conn)) {
-        return fail(a, "the answer names an unknown RDMA connection");
-    }
-    return resp.declined != RDMA_HDR_NOT_DECLINED ? declined(a, &resp)
-                                                  : by_rdma(a, head, &resp);
-}
-
-static int follows(const attempt *a, const rdmahttp_head *head)
-{
-    long s = head->status;
-
-    return head->location && a->result->redirects < REDIRECTS
-           && (s == 301 || s == 302 || s == 303 || s == 307 || s == 308);
-}
-
-static int on_head(void *baton, const rdmahttp_head *head)
-{
-    attempt *a = baton;
-    rdmahttp_result *result = a->result;
-    int rc;
-
-    result->http = head->status;
-    result->has_length = head->has_length;
-    result->length = head->length;
-    if (judge(a, head)) {
-        return -1;
-    }
-    if (follows(a, head)) {
-        a->drop = 1;
-        free(a->location);
-        a->location = strdup(head->location);
-        return a->location ? 0 : -1;
-    }
-    rc = a->sink->head ? a->sink->head(a->sink->baton, result) : 0;
-    a->drop = rc > 0;
-    a->sink_said = rc < 0;
-    return rc < 0 ? -1 : 0;
-}
-
-static int to_sink(attempt *a, const void *bytes, size_t n, uint64_t *count)
-{
-    if (a->drop) {
-        return 0;
-    }
-    if (a->sink->write(a->sink->baton, bytes, n)) {
-        a->sink_said = 1;
-        return -1;
-    }
-    *count += n;
-    return 0;
-}
-
-static int on_body(void *baton, const void *bytes, size_t n)
-{
-    attempt *a = baton;
-
-    if (a->verdict != BY_TCP) {
-        return fail(a, "the answer by RDMA has a body too");
-    }
-    return to_sink(a, bytes, n, &a->result->bytes_tcp);
-}
-
-static int on_rdma(void *baton, const void *bytes, size_t n)
-{
-    attempt *a = baton;
-
-    return to_sink(a, bytes, n, &a->result->bytes_rdma);
-}
-
-static void on_connected(void *baton, const char *address)
-{
-    const attempt *a = baton;
-
-    if (a->ep) {
-        rdmahttp_endpoint_expect(a->ep, address);
-    }
-}
 
 /* Begin a transfer, if RDMA may be asked for here; else result->why says why. */
 static void begin(attempt *a)
@@ -471,8 +280,8 @@ static void begin(attempt *a)
     const rdmahttp_conf *conf = &a->h->conf;
 
     a->origin = NULL;
-    a->ep = NULL;
-    a->t = NULL;
+    a->rq.ep = NULL;
+    a->rq.t = NULL;
     why[0] = '\0';
     if (conf->mode == RDMAHTTP_OFF) {
         snprintf(why, RDMAHTTP_TEXT_MAX, "RDMA is switched off");
@@ -490,107 +299,13 @@ static void begin(attempt *a)
         return;
     }
     if (a->origin->ep) {
-        a->t = begin_transfer(a->h, &a->to, a->origin);
-        a->ep = a->origin->ep;
+        a->rq.t = begin_transfer(a->h, &a->to, a->origin);
+        a->rq.ep = a->origin->ep;
     }
-    if (!a->t) {
+    if (!a->rq.t) {
         snprintf(why, RDMAHTTP_TEXT_MAX, "%s",
-                 a->ep ? "no window is free" : a->origin->why);
+                 a->rq.ep ? "no window is free" : a->origin->why);
     }
-}
-
-static rdmahttp_outcome ask(attempt *a, char *message)
-{
-    char field[RDMA_HDR_FORMAT_MAX], masked[RDMA_HDR_FORMAT_MAX];
-    rdmahttp_ask what = {.url = a->result->url,
-                         .address = a->h->conf.bind_address,
-                         .headers = a->options ? a->options->headers : NULL,
-                         .connected = on_connected,
-                         .head = on_head,
-                         .body = on_body,
-                         .baton = a};
-
-    if (a->t && rdmahttp_endpoint_field(a->ep, a->t, field, masked) == 0) {
-        what.field = field;
-        what.masked = masked;
-        what.no_proxy = 1;
-        what.address = rdmahttp_endpoint_address(a->ep);
-    }
-    if (what.address) {
-        what.family = strchr(what.address, ':') ? AF_INET6 : AF_INET;
-    }
-    what.keep_private = strcmp(a->first_origin, a->to.origin) != 0;
-    a->verdict = NO_HEAD;
-    a->drop = a->sink_said = 0;
-    a->why[0] = '\0';
-    a->result->attempts++;
-    a->result->http = 0;
-    a->result->has_length = 0;
-    a->result->declined = NULL;
-    free(a->location);
-    a->location = NULL;
-    return rdmahttp_exchange_run(a->x, &what, message);
-}
-
-static rdmahttp_status status_of(rdmahttp_outcome out)
-{
-    switch (out) {
-    case RDMAHTTP_HTTP_OK:
-        return RDMAHTTP_OK;
-    case RDMAHTTP_HTTP_TLS:
-        return RDMAHTTP_ETLS;
-    case RDMAHTTP_HTTP_BROKEN:
-        return RDMAHTTP_EPROTOCOL;
-    case RDMAHTTP_HTTP_USAGE:
-        return RDMAHTTP_EUSAGE;
-    case RDMAHTTP_HTTP_MEMORY:
-        return RDMAHTTP_EMEMORY;
-    default:
-        return RDMAHTTP_ENETWORK;
-    }
-}
-
-/* One request. *again: RDMA has failed, and asking without it may help; then
- * a->why says what was. */
-static rdmahttp_status run_once(attempt *a, int *again)
-{
-    char *message = a->result->message;
-    rdmahttp_outcome out = ask(a, message);
-    rdmahttp_status status = status_of(out);
-    int rc;
-
-    *again = 0;
-    if (a->verdict == BY_RDMA && out == RDMAHTTP_HTTP_OK) {
-        rc = rdmahttp_endpoint_take(a->ep, a->t, on_rdma, a);
-        if (rc == -1) {
-            fail(a, a->t->why);
-        }
-    }
-    if (a->sink_said) {
-        status = RDMAHTTP_ESINK;
-        snprintf(message, RDMAHTTP_TEXT_MAX, "the body was not taken");
-    }
-    else if (a->verdict == FAILED) {
-        status = RDMAHTTP_EPROTOCOL;
-        snprintf(message, RDMAHTTP_TEXT_MAX, "%s", a->why);
-        *again = a->t != NULL;
-    }
-    else if (a->t
-             && (out == RDMAHTTP_HTTP_REPEATED || out == RDMAHTTP_HTTP_ELSEWHERE
-                 || (out == RDMAHTTP_HTTP_CUT && a->verdict != BY_TCP))) {
-        snprintf(a->why, sizeof(a->why), "%s",
-                 out == RDMAHTTP_HTTP_REPEATED
-                     ? "the HTTP connection was lost before the answer"
-                     : message);
-        rdmahttp_endpoint_give_up(a->ep, a->t, RDMA_HDR_ABORT_CANCELLED,
-                                  a->why);
-        *again = 1;
-    }
-    if (a->t) {
-        rdmahttp_endpoint_release(a->ep, a->t);
-        a->t = NULL;
-    }
-    return status;
 }
 
 /* Can the body come once more from its start? */
@@ -614,15 +329,16 @@ static rdmahttp_status hop(attempt *a)
     int again;
 
     begin(a);
-    status = run_once(a, &again);
+    a->rq.foreign = strcmp(a->first_origin, a->to.origin) != 0;
+    status = rdmahttp_request_run(&a->rq, &again);
     if (again && start_over(a) == 0) {
         rdmahttp_log(&a->h->conf, RDMAHTTP_LOG_WARNING,
-                     "RDMA failed: %s; asking again without", a->why);
+                     "RDMA failed: %s; asking again without", a->rq.why);
         snprintf(result->why, sizeof(result->why), "RDMA failed: %.200s",
-                 a->why);
+                 a->rq.why);
         result->path = RDMAHTTP_BY_TCP;
         result->message[0] = '\0';
-        status = run_once(a, &again);
+        status = rdmahttp_request_run(&a->rq, &again);
     }
     if (a->origin) {
         leave(a->h, a->origin);
@@ -636,7 +352,7 @@ static rdmahttp_status turn(attempt *a, CURLU *url)
     rdmahttp_result *result = a->result;
     char *next;
 
-    if (curl_url_set(url, CURLUPART_URL, a->location, CURLU_URLENCODE)
+    if (curl_url_set(url, CURLUPART_URL, a->rq.location, CURLU_URLENCODE)
         || curl_url_get(url, CURLUPART_URL, &next, 0)) {
         snprintf(result->message, sizeof(result->message),
                  "the server redirects to no valid URL");
@@ -670,7 +386,7 @@ static rdmahttp_status hops(attempt *a, CURLU *url)
             }
         }
         status = hop(a);
-        if (status != RDMAHTTP_OK || !a->location) {
+        if (status != RDMAHTTP_OK || !a->rq.location) {
             return status;
         }
         status = turn(a, url);
@@ -682,14 +398,20 @@ rdmahttp_status rdmahttp_get(rdmahttp *h, const char *url,
                              const rdmahttp_options *options,
                              const rdmahttp_sink *sink, rdmahttp_result *result)
 {
-    attempt a = {.h = h, .options = options, .sink = sink, .result = result};
+    attempt a = {.h = h,
+                 .sink = sink,
+                 .result = result,
+                 .rq = {.conf = &h->conf,
+                        .options = options,
+                        .sink = sink,
+                        .result = result}};
     rdmahttp_status status = RDMAHTTP_EMEMORY;
     CURLU *u = curl_url();
 
     memset(result, 0, sizeof(*result));
-    a.x = take_exchange(h);
+    a.rq.x = take_exchange(h);
     result->url = strdup(url);
-    if (!u || !a.x || !result->url) {
+    if (!u || !a.rq.x || !result->url) {
         snprintf(result->message, sizeof(result->message), "out of memory");
     }
     else if (curl_url_set(u, CURLUPART_URL, url, CURLU_GUESS_SCHEME)) {
@@ -699,12 +421,12 @@ rdmahttp_status rdmahttp_get(rdmahttp *h, const char *url,
     else {
         status = hops(&a, u);
     }
-    if (a.x) {
-        give_exchange(h, a.x);
+    if (a.rq.x) {
+        give_exchange(h, a.rq.x);
     }
     curl_url_cleanup(u);
     target_clear(&a.to);
     free(a.first_origin);
-    free(a.location);
+    free(a.rq.location);
     return status;
 }

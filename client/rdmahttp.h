@@ -82,7 +82,8 @@ typedef enum rdmahttp_status {
     RDMAHTTP_ENETWORK,  /* name, connect, cut, no progress in time */
     RDMAHTTP_ETLS,      /* certificate or handshake */
     RDMAHTTP_EPROTOCOL, /* the server broke HTTP or PROTOCOL.md */
-    RDMAHTTP_ESINK      /* the sink said no */
+    RDMAHTTP_ESINK,     /* the sink said no */
+    RDMAHTTP_ECANCELLED /* options.cancel_fd said so */
 } rdmahttp_status;
 
 #define RDMAHTTP_TEXT_MAX 256
@@ -123,6 +124,8 @@ typedef struct rdmahttp_options {
     /* "Name: value" lines for every request, NULL-terminated; Authorization
      * and Cookie do not follow a redirect to another origin. */
     const char *const *headers;
+    /* When this descriptor is readable, give up; 0: none. It is not read. */
+    int cancel_fd;
 } rdmahttp_options;
 
 /* NULL: out of memory. conf is copied; its strings are too. */
@@ -133,7 +136,8 @@ void rdmahttp_destroy(rdmahttp *h);
 
 /* GET url; options may be NULL. Follows up to 20 redirects. When RDMA fails in
  * a way that leaves no body, and the sink can start over, asks once more
- * without RDMA. *result is set in any case; the caller clears it. */
+ * without RDMA; but not for a stream (content larger than the window, or of
+ * unknown length) of which the sink has had a part: that fails. *result is set in any case; the caller clears it. */
 rdmahttp_status rdmahttp_get(rdmahttp *h, const char *url,
                              const rdmahttp_options *options,
                              const rdmahttp_sink *sink,

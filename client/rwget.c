@@ -6,6 +6,7 @@
  */
 #include <curl/curl.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -38,6 +39,7 @@ typedef struct run {
     const options *set;
     output out;
     const char *name; /* of the file */
+    int cancel_fd;    /* readable: a signal has come */
     int open;
     int error;   /* errno of the file */
     int refused; /* the body came by TCP, and must not */
@@ -127,7 +129,7 @@ static int sink_head(void *baton, const rdmahttp_result *result)
         return -1;
     }
     if (!r->open) {
-        r->error = output_open(&r->out, r->name);
+        r->error = output_open(&r->out, r->name, r->cancel_fd);
         r->open = !r->error;
     }
     return r->error ? -1 : 0;
@@ -157,7 +159,7 @@ static int exit_code(const run *r, rdmahttp_status status)
 {
     static const int codes[] = {EXIT_OK,      EXIT_USAGE, EXIT_OTHER,
                                 EXIT_NETWORK, EXIT_TLS,   EXIT_PROTOCOL,
-                                EXIT_OTHER};
+                                EXIT_OTHER,   EXIT_OTHER};
     long http = r->result.http;
 
     if (r->refused) {
@@ -257,11 +259,22 @@ static void report_json(const run *r, int code, double took)
 
 /* ---- main -------------------------------------------------------------- */
 
+static volatile sig_atomic_t signalled; /* the first one that has come */
+static int cancel_pipe[2];
+
+/* The server is told that we leave, which takes a moment; whoever does not want
+ * to wait for it says so again. */
 static void on_signal(int number_of_it)
 {
-    output_forget();
-    signal(number_of_it, SIG_DFL);
-    raise(number_of_it);
+    int error = errno;
+
+    if (signalled || write(cancel_pipe[1], "", 1) != 1) {
+        output_forget();
+        signal(number_of_it, SIG_DFL);
+        raise(number_of_it);
+    }
+    signalled = number_of_it;
+    errno = error;
 }
 
 static void catch_signals(void)
@@ -312,7 +325,7 @@ static void show_line(void *baton, int level, const char *line)
 static int fetch(run *r)
 {
     rdmahttp_conf conf = r->set->conf;
-    rdmahttp_options ask = {r->set->headers};
+    rdmahttp_options ask = {r->set->headers, r->cancel_fd};
     rdmahttp_sink sink = {sink_head, sink_write, sink_rewind, r};
     rdmahttp_status status;
     rdmahttp *h;
@@ -339,13 +352,16 @@ static int fetch(run *r)
     else if (r->open) {
         output_discard(&r->out);
     }
-    if (code != EXIT_OK) {
+    if (signalled) {
+        progress(r, "\n");
+    }
+    else if (code != EXIT_OK) {
         report_failure(r, code);
     }
     else if (!r->set->quiet) {
         report_success(r, took);
     }
-    if (r->set->json) {
+    if (r->set->json && !signalled) {
         report_json(r, code, took);
     }
     rdmahttp_destroy(h);
@@ -367,6 +383,10 @@ int main(int argc, char **argv)
     if (set.done) {
         return fflush(stdout) ? EXIT_FILE : EXIT_OK;
     }
+    if (pipe2(cancel_pipe, O_CLOEXEC | O_NONBLOCK)) {
+        options_complain("%s", strerror(errno));
+        return EXIT_OTHER;
+    }
     catch_signals();
     raise_memlock();
     if (!set.file) {
@@ -380,9 +400,14 @@ int main(int argc, char **argv)
     }
     r.name = set.file ? set.file : fresh;
     r.out.fd = -1;
+    r.cancel_fd = cancel_pipe[0];
     r.tty = !set.quiet && isatty(STDERR_FILENO);
     code = fetch(&r);
     free(name);
     free(fresh);
+    if (signalled) {
+        signal(signalled, SIG_DFL);
+        raise(signalled);
+    }
     return code;
 }

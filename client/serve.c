@@ -10,6 +10,8 @@
 
 #define TICK_MS    250 /* how often deadlines are looked at */
 #define HELLO_WAIT ((rdma_conn_time)10 * 1000000)
+#define SILENCE    ((rdma_conn_time)5 * 1000000)  /* then a PING */
+#define PONG_WAIT  ((rdma_conn_time)15 * 1000000) /* at most */
 
 /* ---- what a connection tells ------------------------------------------- */
 
@@ -28,6 +30,7 @@ static int on_message(void *baton, rdma_conn *c, const rdma_hdr_msg *m)
     for (t = ep->transfers; t && rc == 0; t = t->next) {
         if (t->id == m->id) {
             rc = rdmahttp_transfer_message(t, peer, m);
+            rdmahttp_endpoint_moved(t);
             break;
         }
     }
@@ -48,6 +51,7 @@ static void on_opened(void *baton, rdma_conn *c)
 static void on_closed(void *baton, rdma_conn *c)
 {
     rdmahttp_peer *peer = baton;
+    int wrong = rdma_conn_cause_get(c) == RDMA_CONN_CAUSE_PROTOCOL;
     rdmahttp_transfer *t;
 
     rdmahttp_log(peer->ep->conf, RDMAHTTP_LOG_INFO,
@@ -57,7 +61,9 @@ static void on_closed(void *baton, rdma_conn *c)
     peer->closed = 1;
     for (t = peer->ep->transfers; t; t = t->next) {
         if (t->peer == peer) {
+            t->wrong |= wrong;
             rdmahttp_transfer_lost(t);
+            rdmahttp_endpoint_moved(t);
         }
     }
     rdmahttp_endpoint_unlock(peer->ep);
@@ -88,6 +94,7 @@ static void read_done(rdma_conn_wr *wr, rdma_conn *c, int ok)
         t->peer->stalled = 0;
     }
     rdmahttp_transfer_read_done(t, r, ok);
+    rdmahttp_endpoint_moved(t);
     rdmahttp_endpoint_unlock(ep);
 }
 
@@ -333,11 +340,10 @@ static int read_more(rdmahttp_endpoint *ep)
 
     rdmahttp_endpoint_lock(ep);
     for (t = ep->transfers; t; t = t->next) {
-        r = rdmahttp_transfer_next_read(t, &at, &to);
+        r = rdmahttp_transfer_next_read(t, &at, &to, &stag);
         if (r) {
             r->wr.done = read_done;
             c = t->peer->conn;
-            stag = t->stag;
             base = t->base;
             lkey = ep->window[t->window].region.mr->lkey;
             break;
@@ -397,12 +403,71 @@ static rdmahttp_peer *sweep(rdmahttp_endpoint *ep)
     return p;
 }
 
+/* Does the body of some id have to come by it? */
+static int is_awaited(rdmahttp_endpoint *ep, const rdmahttp_peer *peer)
+{
+    const rdmahttp_transfer *t;
+    int any = 0;
+
+    rdmahttp_endpoint_lock(ep);
+    for (t = ep->transfers; t && !any; t = t->next) {
+        any = t->peer == peer && t->state == RDMAHTTP_TAKING && t->stream
+              && (!t->fin || t->reads > 0);
+    }
+    rdmahttp_endpoint_unlock(ep);
+    return any;
+}
+
+/* A source may be silent for as long as it likes; a connection may not. */
+static void probe(rdmahttp_endpoint *ep, rdmahttp_peer *peer,
+                  rdma_conn_time now)
+{
+    rdma_conn_time wait = (rdma_conn_time)ep->conf->timeout_ms * 1000;
+    rdma_conn_time heard;
+
+    if (!is_awaited(ep, peer)) {
+        peer->asked = 0;
+        return;
+    }
+    rdma_conn_lock(peer->conn);
+    heard = rdma_conn_heard(peer->conn);
+    if (heard >= peer->asked) {
+        peer->asked = 0;
+    }
+    if (peer->asked
+        && now - peer->asked >= (wait < PONG_WAIT ? wait : PONG_WAIT)) {
+        rdma_conn_close(peer->conn, RDMA_CONN_CAUSE_TIMEOUT);
+    }
+    else if (!peer->asked && now - heard >= SILENCE) {
+        peer->asked = now;
+        rdma_conn_ping(peer->conn);
+    }
+    rdma_conn_unlock(peer->conn);
+}
+
+static void probe_all(rdmahttp_endpoint *ep)
+{
+    rdma_conn_time now = rdma_conn_now();
+    rdmahttp_peer *p;
+
+    if (now - ep->probed < TICK_MS * 1000) {
+        return;
+    }
+    ep->probed = now;
+    for (p = ep->peers; p; p = p->next) { /* this thread alone changes it */
+        if (p->open && !p->closed) {
+            probe(ep, p, now);
+        }
+    }
+}
+
 static void chores(rdmahttp_endpoint *ep)
 {
     rdmahttp_peer *p;
 
     while (speak(ep) || read_more(ep)) {
     }
+    probe_all(ep);
     while ((p = sweep(ep)) != NULL) {
         end_peer(ep, p);
     }

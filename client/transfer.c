@@ -8,7 +8,10 @@
 
 /* One READ: large enough to hide the round trip, small enough that several are
  * in flight in a window. */
-#define READ_SIZE ((uint64_t)256 * 1024)
+#define READ_SIZE  ((uint64_t)256 * 1024)
+#define READ_LEAST ((uint64_t)4 * 1024)
+/* To the sink at a time, as long as the server waits for what is taken. */
+#define BITE ((uint64_t)128 * 1024)
 
 const char *rdmahttp_state_name(rdmahttp_state state)
 {
@@ -80,6 +83,13 @@ static void broke(rdmahttp_transfer *t, const char *why)
     }
 }
 
+/* The response has failed because the server contradicts itself. */
+static void contradicted(rdmahttp_transfer *t, const char *why)
+{
+    t->wrong = 1;
+    rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CONTENT, why);
+}
+
 void rdmahttp_transfer_give_up(rdmahttp_transfer *t, uint32_t reason,
                                const char *why)
 {
@@ -101,35 +111,68 @@ void rdmahttp_transfer_give_up(rdmahttp_transfer *t, uint32_t reason,
 
 /* ---- messages ---------------------------------------------------------- */
 
+/* What has been announced against what the head said, if it did. */
+static int fits_total(const rdmahttp_transfer *t)
+{
+    return !t->has_total
+           || (t->fin ? t->announced == t->total : t->announced <= t->total);
+}
+
 static int on_written(rdmahttp_transfer *t, const rdma_hdr_msg *m)
 {
-    if (m->bytes < t->announced || m->bytes - t->consumed > t->len) {
+    if (m->bytes < t->announced || m->bytes - t->reported > t->len) {
         return -1;
+    }
+    if (t->fin && m->bytes > t->announced) {
+        contradicted(t, "WRITTEN after the end");
+        return 0;
     }
     t->announced = t->arrived = m->bytes;
     if (m->flags & RDMA_HDR_FIN) {
         t->fin = 1;
         t->they_said = 1;
     }
-    if (t->has_total
-        && (t->fin ? t->announced != t->total : t->announced > t->total)) {
-        rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CONTENT,
-                                  "WRITTEN contradicts the answer");
+    if (!fits_total(t)) {
+        contradicted(t, "WRITTEN contradicts the answer");
     }
     return 0;
 }
 
-/* A stream in kind read: not yet known here, so the id is given up. */
+/* It may overtake the head: then the head's part, which comes before it, is
+ * outstanding too. */
 static int on_offer(rdmahttp_transfer *t, const rdma_hdr_msg *m)
 {
-    if (t->head && m->bytes - m->len != t->announced) {
+    uint64_t from = m->bytes - m->len;
+    rdmahttp_part *part = &t->part[t->parts];
+
+    if (from != t->announced && (t->head || t->parts > 0 || t->announced > 0)) {
         return -1;
     }
+    if (from == 0) {
+        return -1; /* a head's part has 1 byte and more */
+    }
+    if (m->len > 0) {
+        if (t->parts + (t->head ? 0 : 1) >= RDMAHTTP_PARTS) {
+            return -1;
+        }
+        part->from = from;
+        part->end = m->bytes;
+        part->stag = m->stag;
+        part->to = m->to;
+        t->parts++;
+    }
+    if (t->fin) {
+        contradicted(t, "OFFER after the end");
+        return 0;
+    }
+    t->announced = m->bytes;
     if (m->flags & RDMA_HDR_FIN) {
+        t->fin = 1;
         t->they_said = 1;
     }
-    rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CONTENT,
-                              "the server streams, which we cannot take yet");
+    if (!fits_total(t)) {
+        contradicted(t, "OFFER contradicts the answer");
+    }
     return 0;
 }
 
@@ -164,8 +207,7 @@ int rdmahttp_transfer_message(rdmahttp_transfer *t, rdmahttp_peer *peer,
         else {
             transit(t, RDMAHTTP_BOUND, rdma_hdr_type_name(m->type));
             if (!is_offered(t, peer->kind)) {
-                rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CONTENT,
-                                          "a mode that was not offered");
+                contradicted(t, "a mode that was not offered");
             }
         }
     }
@@ -173,8 +215,7 @@ int rdmahttp_transfer_message(rdmahttp_transfer *t, rdmahttp_peer *peer,
         if (ended(t)) {
             return 0;
         }
-        rdmahttp_transfer_give_up(t, RDMA_HDR_ABORT_CONTENT,
-                                  "messages on two connections");
+        contradicted(t, "messages on two connections");
         return -1;
     }
     if (m->type == RDMA_HDR_ABORT) {
@@ -218,8 +259,40 @@ void rdmahttp_transfer_bind(rdmahttp_transfer *t, uint32_t conn,
     }
 }
 
+/* The whole body, or its first part, lies at the server. 0 or -1. */
+static int first_part(rdmahttp_transfer *t, const rdma_hdr_response *resp,
+                      rdmahttp_peer *peer)
+{
+    if (t->announced > 0 || t->parts > 0) { /* an OFFER has overtaken it */
+        uint64_t from = t->parts > 0 ? t->part[0].from : t->announced;
+
+        if (resp->fin) {
+            contradicted(t, "the answer contradicts OFFER");
+            return -1;
+        }
+        if (from != resp->len) {
+            contradicted(t, "OFFER does not continue the answer");
+            if (peer) {
+                peer->doomed = 1; /* PROTOCOL.md, 11 */
+            }
+            return -1;
+        }
+        t->part[1] = t->part[0];
+    }
+    else {
+        t->announced = resp->len;
+        t->fin = t->they_said = resp->fin;
+    }
+    t->part[0].from = 0;
+    t->part[0].end = resp->len;
+    t->part[0].stag = resp->stag;
+    t->part[0].to = resp->to;
+    t->parts++;
+    return 0;
+}
+
 int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
-                           rdmahttp_peer *peer)
+                           int stream, rdmahttp_peer *peer)
 {
     t->head = 1;
     if (t->conn != resp->conn) {
@@ -234,25 +307,23 @@ int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
     if (t->kind != resp->kind) {
         return head_fails(t, "the connection is of the other kind");
     }
-    if (resp->kind == RDMA_HDR_WRITE) {
-        if (resp->total > t->len
-            || (t->fin ? t->announced != resp->total
-                       : t->announced > resp->total)) {
-            return head_fails(t, "the answer contradicts WRITTEN");
-        }
-        t->has_total = 1;
-        t->total = resp->total;
+    if (resp->kind == RDMA_HDR_READ && first_part(t, resp, peer)) {
+        return -1;
     }
-    else {
-        t->has_total = 1;
-        t->total = t->announced = resp->len;
-        t->stag = resp->stag;
-        t->to = resp->to;
-        t->fin = 1;
-        t->they_said = 1;
+    t->stream = stream;
+    t->reported_at = rdma_conn_now();
+    t->has_total = resp->has_total;
+    t->total = resp->total;
+    if (!fits_total(t)) {
+        contradicted(t, "the answer contradicts what came by RDMA");
+        return -1;
+    }
+    if (!stream && resp->kind == RDMA_HDR_WRITE && t->total > t->len) {
+        contradicted(t, "the answer is larger than the window");
+        return -1;
     }
     transit(t, RDMAHTTP_TAKING, "head");
-    if (t->qp_gone && !(t->fin && t->arrived == t->total)) {
+    if (t->qp_gone && !(t->fin && t->arrived == t->announced)) {
         return head_fails(t, "the RDMA connection was lost");
     }
     return 0;
@@ -342,19 +413,40 @@ void rdmahttp_transfer_consume(rdmahttp_transfer *t, uint64_t n)
 
 /* ---- what is due ------------------------------------------------------- */
 
+static int can_speak(const rdmahttp_transfer *t)
+{
+    return t->peer && t->peer->open && !t->peer->closed && !t->we_said;
+}
+
+/* What the server may forget or overwrite. */
+static uint64_t given_back(const rdmahttp_transfer *t)
+{
+    return t->kind == RDMA_HDR_READ ? t->arrived : t->consumed;
+}
+
+/* Must it hear of that now? PROTOCOL.md, 9.1 and 9.2. */
+static int must_report(const rdmahttp_transfer *t)
+{
+    uint64_t out = given_back(t);
+
+    if (out == t->reported) {
+        return 0;
+    }
+    return out == t->announced || out - t->reported >= (t->len + 1) / 2
+           || (t->parts > 0 && out >= t->part[0].end)
+           || rdma_conn_now() - t->reported_at >= RDMAHTTP_TRANSFER_REPORT;
+}
+
 int rdmahttp_transfer_next_word(rdmahttp_transfer *t, rdma_hdr_msg *m,
                                 int *last)
 {
-    /* What the server may forget or overwrite. */
-    uint64_t out = t->kind == RDMA_HDR_READ ? t->arrived : t->consumed;
-
-    if (!t->peer || !t->peer->open || t->peer->closed || t->we_said) {
+    if (!can_speak(t)) {
         return 0;
     }
     memset(m, 0, sizeof(*m));
     m->id = t->id;
     m->type = RDMA_HDR_CONSUMED;
-    m->bytes = out;
+    m->bytes = given_back(t);
     *last = 1;
     if (!t->abort && t->fin && t->arrived == t->announced) {
         /* In kind write before the application has looked: 8.1. */
@@ -369,54 +461,77 @@ int rdmahttp_transfer_next_word(rdmahttp_transfer *t, rdma_hdr_msg *m,
         m->len = t->reason;
         m->bytes = 0;
     }
-    else if (out > t->reported
-             && (out == t->announced || out - t->reported >= t->len / 2)) {
+    else if (must_report(t)) {
         *last = 0;
     }
     else {
         return 0;
     }
     t->we_said = *last;
-    t->reported = m->bytes;
+    if (m->type == RDMA_HDR_CONSUMED) {
+        t->reported = m->bytes;
+        t->reported_at = rdma_conn_now();
+        while (t->parts > 0 && t->part[0].end <= t->reported) {
+            t->part[0] = t->part[1];
+            t->parts--;
+        }
+    }
     return 1;
 }
 
-/* The ring that READs go into: whole READs, so that none crosses its end. */
-static uint64_t ring_size(const rdmahttp_transfer *t)
+/* The length of the READ that could be posted now, and its part; 0: none. */
+static uint64_t readable(const rdmahttp_transfer *t, const rdmahttp_part **part)
 {
-    return t->len < READ_SIZE ? t->len : t->len - t->len % READ_SIZE;
-}
-
-rdmahttp_read *rdmahttp_transfer_next_read(rdmahttp_transfer *t, uint64_t *at,
-                                           uint64_t *to)
-{
-    uint64_t ring = ring_size(t);
-    uint64_t len = t->announced - t->posted;
-    rdmahttp_read *r = NULL;
+    uint64_t ring = t->len, unit = ring / RDMA_CONN_READS;
+    uint64_t len, to_end;
     unsigned i;
 
     if (t->state != RDMAHTTP_TAKING || t->kind != RDMA_HDR_READ || t->abort
         || t->broken || !t->peer || !t->peer->open || t->peer->closed
-        || t->peer->stalled || len == 0) {
-        return NULL;
+        || t->peer->stalled || t->posted == t->announced) {
+        return 0;
     }
-    if (len > READ_SIZE) {
-        len = READ_SIZE;
+    for (i = 0; i < t->parts && t->part[i].end <= t->posted; i++) {
     }
-    if (len > ring) {
-        len = ring;
+    if (i == t->parts || t->reads == RDMA_CONN_READS) {
+        return 0;
     }
-    if (t->posted + len - t->consumed > ring) {
-        return NULL; /* the sink is slower */
-    }
-    for (i = 0; i < RDMA_CONN_READS && !r; i++) {
+    *part = &t->part[i];
+    unit = unit < READ_LEAST ? READ_LEAST : unit > READ_SIZE ? READ_SIZE : unit;
+    to_end = ring - t->posted % ring; /* no READ crosses the end of the ring */
+    len = t->part[i].end - t->posted;
+    len = len < unit ? len : unit;
+    len = len < to_end ? len : to_end;
+    return t->posted + len - t->consumed > ring ? 0 : len; /* a slower sink */
+}
+
+int rdmahttp_transfer_due(const rdmahttp_transfer *t)
+{
+    const rdmahttp_part *part;
+
+    return readable(t, &part) > 0
+           || (can_speak(t)
+               && (t->abort || must_report(t)
+                   || (t->fin && t->arrived == t->announced)));
+}
+
+rdmahttp_read *rdmahttp_transfer_next_read(rdmahttp_transfer *t, uint64_t *at,
+                                           uint64_t *to, uint32_t *stag)
+{
+    const rdmahttp_part *part;
+    uint64_t len = readable(t, &part);
+    rdmahttp_read *r = NULL;
+    unsigned i;
+
+    for (i = 0; len > 0 && i < RDMA_CONN_READS && !r; i++) {
         r = t->read[i].busy ? NULL : &t->read[i];
     }
     if (!r) {
         return NULL;
     }
-    *at = t->posted % ring;
-    *to = t->to + t->posted;
+    *at = t->posted % t->len;
+    *to = part->to + (t->posted - part->from);
+    *stag = part->stag;
     r->from = t->posted;
     r->len = (uint32_t)len;
     r->busy = 1;
@@ -428,15 +543,21 @@ rdmahttp_read *rdmahttp_transfer_next_read(rdmahttp_transfer *t, uint64_t *at,
 
 size_t rdmahttp_transfer_ready(const rdmahttp_transfer *t, const char **at)
 {
-    uint64_t ring = t->kind == RDMA_HDR_READ ? ring_size(t) : t->len;
     uint64_t n = t->arrived - t->consumed;
-    uint64_t offset = t->consumed % ring;
+    uint64_t offset = t->consumed % t->len;
 
     if (t->state != RDMAHTTP_TAKING) {
         return 0;
     }
     *at = t->base + offset;
-    return (size_t)(n < ring - offset ? n : ring - offset);
+    n = n < t->len - offset ? n : t->len - offset;
+    return (size_t)(t->we_said || n < BITE ? n : BITE);
+}
+
+int rdmahttp_transfer_quiet(const rdmahttp_transfer *t)
+{
+    return t->stream && t->state == RDMAHTTP_TAKING && !t->fin
+           && t->consumed == t->announced;
 }
 
 int rdmahttp_transfer_complete(const rdmahttp_transfer *t)

@@ -35,6 +35,12 @@
 /* How long the server may take for its last word after our ABORT. */
 #define RDMAHTTP_TRANSFER_GRACE ((rdma_conn_time)5 * 1000000)
 
+/* A slow sink is reported at least so often: the server must see that bytes are
+ * being taken. */
+#define RDMAHTTP_TRANSFER_REPORT ((rdma_conn_time)1 * 1000000)
+
+#define RDMAHTTP_PARTS 2 /* outstanding, at most: PROTOCOL.md, 9.2 */
+
 typedef enum rdmahttp_state {
     RDMAHTTP_SENT,
     RDMAHTTP_BOUND,
@@ -60,9 +66,17 @@ typedef struct rdmahttp_peer {
     int doomed;            /* to be closed by the endpoint's thread */
     int stalled;           /* no READ can be posted before one has completed */
     rdma_conn_time opened; /* accepted: HELLO is due soon after */
+    rdma_conn_time asked;  /* by a PING that has no answer yet; 0: not */
 } rdmahttp_peer;
 
 struct rdmahttp_transfer;
+
+/* A stretch of the body in the server's memory. */
+typedef struct rdmahttp_part {
+    uint64_t from, end; /* body offsets */
+    uint32_t stag;
+    uint64_t to;
+} rdmahttp_part;
 
 /* A READ in flight. The wr is first: the completion hands it back. */
 typedef struct rdmahttp_read {
@@ -101,18 +115,23 @@ typedef struct rdmahttp_transfer {
     /* What the head said. */
     int head;   /* it has come */
     int by_tcp; /* it said that the body comes by TCP */
+    int stream; /* it is W2 or R2: HTTP stays open as long as the body */
     int has_total;
     uint64_t total; /* bytes */
-    uint32_t stag;  /* READ: the part */
-    uint64_t to;
+
+    /* READ: what is announced and not covered by a CONSUMED of ours, in the
+     * body's order. Before the head has come, its part is missing. */
+    rdmahttp_part part[RDMAHTTP_PARTS];
+    unsigned parts;
 
     /* Where it stands; body offsets, in bytes, each <= the one before. */
-    uint64_t announced; /* WRITTEN, or the end of the part */
+    uint64_t announced; /* by WRITTEN, OFFER or the head */
     uint64_t posted;    /* READ: asked for */
     uint64_t arrived;   /* in our memory, all before it too */
     uint64_t consumed;  /* with the sink */
     uint64_t reported;  /* last CONSUMED */
-    int fin;            /* announced is the whole body */
+    rdma_conn_time reported_at;
+    int fin; /* announced is the whole body */
 
     int they_said; /* the server's last word has come */
     int we_said;   /* ours is queued or sent */
@@ -120,9 +139,14 @@ typedef struct rdmahttp_transfer {
     uint32_t reason;
     int qp_gone; /* the connection's QP has been destroyed */
     int broken;  /* will not be by RDMA */
+    int wrong;   /* because the server broke the protocol */
     char why[RDMAHTTP_TRANSFER_WHY]; /* then: for people */
     rdma_conn_time deadline; /* in WAIT_LAST: then the connection has to go */
     int released;            /* the application has let go of it */
+    /* The application waits: call this, once, when something has moved. */
+    void (*waker)(void *baton);
+    void *waker_baton;
+    int waiting;
 
     unsigned reads; /* in flight */
     rdmahttp_read read[RDMA_CONN_READS];
@@ -145,11 +169,11 @@ int rdmahttp_transfer_message(rdmahttp_transfer *t, rdmahttp_peer *peer,
 void rdmahttp_transfer_bind(rdmahttp_transfer *t, uint32_t conn,
                             rdmahttp_peer *peer);
 
-/* The head says that the body comes by RDMA, in one piece; peer is the
- * connection it names, NULL if it is no more. Bound before. 0, or -1: the
+/* The head says that the body comes by RDMA, in one piece or as a stream; peer
+ * is the connection it names, NULL if it is no more. Bound before. 0, or -1: the
  * response has failed, t->why says why, and the transfer is given up. */
 int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
-                           rdmahttp_peer *peer);
+                           int stream, rdmahttp_peer *peer);
 
 /* The head says that the body comes by TCP; with declined=failed, which names a
  * connection, bound before. */
@@ -178,12 +202,18 @@ void rdmahttp_transfer_consume(rdmahttp_transfer *t, uint64_t n);
 int rdmahttp_transfer_next_word(rdmahttp_transfer *t, rdma_hdr_msg *m,
                                 int *last);
 
-/* The READ to post now, into t->base + *at from *to; NULL: none. */
+/* 1: a word or a READ is due; by the clock alone a word may be later on. */
+int rdmahttp_transfer_due(const rdmahttp_transfer *t);
+
+/* The READ to post now, into t->base + *at from *to by *stag; NULL: none. */
 rdmahttp_read *rdmahttp_transfer_next_read(rdmahttp_transfer *t, uint64_t *at,
-                                           uint64_t *to);
+                                           uint64_t *to, uint32_t *stag);
 
 /* Bytes that the application may take now, in one piece; *at is where. */
 size_t rdmahttp_transfer_ready(const rdmahttp_transfer *t, const char **at);
+/* 1: nothing to take, and the server need not have more: the source of a stream
+ * may be thinking. */
+int rdmahttp_transfer_quiet(const rdmahttp_transfer *t);
 /* 1: the application has taken all, and all is proved. */
 int rdmahttp_transfer_complete(const rdmahttp_transfer *t);
 /* 1: the window may be used again. */

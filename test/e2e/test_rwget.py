@@ -33,9 +33,16 @@ def test_declined_is_told(client):
 
 
 def test_window_declined(client):
-    result, entry = client.fetch(SIZE, "--rdma-window=64K", "--rdma=write",
+    result, entry = client.fetch(SIZE, "--rdma-window=32K", "--rdma=write",
                                  by="tcp")
     assert result.declined == entry.declined == "window"
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+def test_streamed(client, mode):
+    """Through less memory than the body is long."""
+    client.fetch(20 * 1024 * 1024 + 4321, "--rdma-window=256K",
+                 "--rdma-require", by=mode)
 
 
 def test_required_and_declined(client):

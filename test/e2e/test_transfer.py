@@ -46,10 +46,7 @@ def test_cell(client, cell):
     assert run.status == 0, run.err + str(run.json)
     empty, large = client.httpd.access(2)
     assert empty.mode == "-"
-    if mode == "write":
-        assert (large.mode, large.declined) == ("tcp", "window")
-    else:  # it needs no window
-        assert (large.mode, large.declined) == ("read", "-")
+    assert (large.mode, large.declined) == (mode, "-")  # streamed
     # The client that people use.
     client.fetch(1 << 20, "--rdma-require", by=mode, family=family)
     client.tally.cells.add(cell)

@@ -192,7 +192,7 @@ int kit_open(kit_work *w)
                             .to = (uintptr_t)w->client->window.base + w->at,
                             .len = w->window};
 
-    w->why = rdma_body_open(w->set, &req, w->total, &w->body);
+    w->why = rdma_body_open(w->set, &req, w->total, 0, &w->body);
     return w->why == RDMA_HDR_NOT_DECLINED ? 0 : failed(w, "open");
 }
 
