@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ROUTES 32
+#define ROUTES   32
 #define PATIENCE 5 /* seconds for an ack */
 
 fake_world fake = {.lock = PTHREAD_MUTEX_INITIALIZER,
@@ -40,9 +40,15 @@ static struct {
 } trip = {.lock = PTHREAD_MUTEX_INITIALIZER};
 static __thread int spared;
 
-void fake_lock(void) { pthread_mutex_lock(&fake.lock); }
+void fake_lock(void)
+{
+    pthread_mutex_lock(&fake.lock);
+}
 
-void fake_unlock(void) { pthread_mutex_unlock(&fake.lock); }
+void fake_unlock(void)
+{
+    pthread_mutex_unlock(&fake.lock);
+}
 
 void fake_work(void)
 {
@@ -109,8 +115,8 @@ unsigned fake_open_objects(void)
     unsigned n;
 
     fake_lock();
-    n = fake.pds + fake.nmrs + fake.cqs + fake.comps + fake.nqps + fake.nids +
-        fake.channels;
+    n = fake.pds + fake.nmrs + fake.cqs + fake.comps + fake.nqps + fake.nids
+        + fake.channels;
     if (n) {
         fprintf(stderr,
                 "fake: open: %u PDs, %u MRs, %u CQs, %u completion channels, "
@@ -286,8 +292,8 @@ int fake_trip(const char *function)
         return 0;
     }
     pthread_mutex_lock(&trip.lock);
-    if (trip.function && trip.left > 0 &&
-        strcmp(trip.function, function) == 0 && --trip.left == 0) {
+    if (trip.function && trip.left > 0 && strcmp(trip.function, function) == 0
+        && --trip.left == 0) {
         error = trip.error;
         trip.hit = 1;
     }
@@ -295,7 +301,10 @@ int fake_trip(const char *function)
     return error;
 }
 
-void fake_spare_this_thread(int on) { spared = on; }
+void fake_spare_this_thread(int on)
+{
+    spared = on;
+}
 
 /* ---- for the other files ----------------------------------------------- */
 
@@ -308,7 +317,10 @@ int fake_wait_acked(void)
     return pthread_cond_timedwait(&fake.acked, &fake.lock, &ts) ? -1 : 0;
 }
 
-int fake_fd_make(void) { return eventfd(0, EFD_CLOEXEC); }
+int fake_fd_make(void)
+{
+    return eventfd(0, EFD_CLOEXEC);
+}
 
 /* Readable is a counter that is not 0; set in the lock, so it never blocks. */
 void fake_fd_set(int fd, int on)
@@ -317,8 +329,8 @@ void fake_fd_set(int fd, int on)
     uint64_t n = 1;
     int is = poll(&p, 1, 0) == 1;
 
-    if ((on && !is && write(fd, &n, sizeof(n)) < 0) ||
-        (!on && is && read(fd, &n, sizeof(n)) < 0)) {
+    if ((on && !is && write(fd, &n, sizeof(n)) < 0)
+        || (!on && is && read(fd, &n, sizeof(n)) < 0)) {
         fake_fault("eventfd: %s", strerror(errno));
     }
 }

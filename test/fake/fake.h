@@ -38,8 +38,8 @@ unsigned fake_stop(void);
 void fake_settle(void);
 
 unsigned fake_open_objects(void);
-size_t fake_registered(void);       /* bytes registered now */
-void fake_memlock(size_t bytes);    /* ENOMEM for what is beyond; 0: no limit */
+size_t fake_registered(void);    /* bytes registered now */
+void fake_memlock(size_t bytes); /* ENOMEM for what is beyond; 0: no limit */
 
 /* What happens to a connect to this port. */
 typedef enum fake_route {

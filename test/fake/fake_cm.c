@@ -155,8 +155,9 @@ static fake_id *listener_at(const fake_id *id)
     uint16_t port = port_of(&id->id.route.addr.dst_addr);
     fake_id *l = fake.ids;
 
-    while (l && (l->state != CM_LISTENING ||
-                 port_of(&l->id.route.addr.src_addr) != port)) {
+    while (l
+           && (l->state != CM_LISTENING
+               || port_of(&l->id.route.addr.src_addr) != port)) {
         l = l->next;
     }
     return l;
@@ -329,8 +330,8 @@ static void drop_events(fake_id *id)
         fake_event *e = gone;
 
         gone = e->next;
-        if (e->event.event == RDMA_CM_EVENT_CONNECT_REQUEST &&
-            e->event.id != &id->id) {
+        if (e->event.event == RDMA_CM_EVENT_CONNECT_REQUEST
+            && e->event.id != &id->id) {
             give_up((fake_id *)e->event.id);
             free_id((fake_id *)e->event.id);
         }

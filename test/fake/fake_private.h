@@ -29,10 +29,10 @@ typedef struct fake_mr {
 
 typedef struct fake_cq {
     struct ibv_cq cq;
-    struct fake_cq *next;  /* on its channel */
-    unsigned pending;      /* events that nobody has read */
-    unsigned read, acked;  /* events */
-    unsigned users;        /* QPs */
+    struct fake_cq *next; /* on its channel */
+    unsigned pending;     /* events that nobody has read */
+    unsigned read, acked; /* events */
+    unsigned users;       /* QPs */
     int armed;
     unsigned head, n, size;
     struct ibv_wc *ring;
@@ -106,10 +106,10 @@ struct fake_id {
     struct rdma_cm_id id;
     fake_id *next;
     fake_cm_state state;
-    fake_id *peer;      /* CONNECTING, REQUESTED, CONNECTED: the other end */
-    unsigned unacked;   /* events that were read */
+    fake_id *peer;    /* CONNECTING, REQUESTED, CONNECTED: the other end */
+    unsigned unacked; /* events that were read */
     int frozen, thaw_at_arm;
-    unsigned reads;     /* READs in flight that it may have */
+    unsigned reads; /* READs in flight that it may have */
     struct rdma_conn_param param;
     unsigned char data[FAKE_DATA];
 };

@@ -30,9 +30,15 @@ struct ibv_context fake_context = {.device = &device,
 
 /* ---- small things ------------------------------------------------------ */
 
-int ibv_fork_init(void) { return 0; }
+int ibv_fork_init(void)
+{
+    return 0;
+}
 
-const char *ibv_get_device_name(struct ibv_device *d) { return d->name; }
+const char *ibv_get_device_name(struct ibv_device *d)
+{
+    return d->name;
+}
 
 const char *ibv_wc_status_str(enum ibv_wc_status status)
 {
@@ -178,8 +184,8 @@ const fake_mr *fake_find_mr(const struct ibv_pd *pd, uint32_t key,
         return m;
     }
     from = (uintptr_t)m->mr.addr;
-    if (m->mr.pd != pd || (m->access & access) != access || base < from ||
-        len > m->mr.length || base - from > m->mr.length - len) {
+    if (m->mr.pd != pd || (m->access & access) != access || base < from
+        || len > m->mr.length || base - from > m->mr.length - len) {
         return NULL;
     }
     return m;
@@ -205,7 +211,6 @@ struct ibv_comp_channel *ibv_create_comp_channel(struct ibv_context *context)
     fake_unlock();
     return &h->channel;
 }
-
 
 int ibv_destroy_comp_channel(struct ibv_comp_channel *channel)
 {

@@ -28,9 +28,9 @@ static enum ibv_wc_status land_send(fake_qp *to, const fake_wr *w)
     if (to->nrecv == 0) {
         return IBV_WC_RNR_RETRY_EXC_ERR;
     }
-    if (w->len > r->len || !fake_find_mr(to->qp.pd, r->lkey,
-                                         (uintptr_t)r->base, r->len,
-                                         IBV_ACCESS_LOCAL_WRITE)) {
+    if (w->len > r->len
+        || !fake_find_mr(to->qp.pd, r->lkey, (uintptr_t)r->base, r->len,
+                         IBV_ACCESS_LOCAL_WRITE)) {
         return IBV_WC_REM_INV_REQ_ERR;
     }
     memcpy(r->base, w->copy, w->len);
@@ -129,8 +129,9 @@ static void do_send(fake_qp *q, fake_wr *w)
 {
     if (w->opcode != IBV_WR_RDMA_READ) {
         w->copy = malloc(w->len ? w->len : 1);
-        if (!w->copy || !fake_find_mr(q->qp.pd, w->lkey, (uintptr_t)w->local,
-                                      w->len, 0)) {
+        if (!w->copy
+            || !fake_find_mr(q->qp.pd, w->lkey, (uintptr_t)w->local, w->len,
+                             0)) {
             w->sent = w->landed = w->done = 1;
             w->status = IBV_WC_LOC_PROT_ERR;
             fake_cut(q->id, 1, 1);
@@ -204,9 +205,9 @@ void fake_land_all(fake_qp *q)
     fake_wr *w;
     fake_qp *to = qp_of(q->id->peer);
 
-    while (to && to->qp.state == IBV_QPS_RTS && !q->id->peer->frozen &&
-           (w = next_to_land(q)) != NULL &&
-           land(q, to, w) == IBV_WC_SUCCESS) {
+    while (to && to->qp.state == IBV_QPS_RTS && !q->id->peer->frozen
+           && (w = next_to_land(q)) != NULL
+           && land(q, to, w) == IBV_WC_SUCCESS) {
         w->landed = w->done = 1;
     }
     forget_finished(q);

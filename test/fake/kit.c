@@ -246,8 +246,7 @@ int kit_finish(kit_work *w)
 
 int kit_serve(kit_work *w)
 {
-    return kit_begin(w) || kit_open(w) || kit_fill(w, w->total) ||
-                   kit_finish(w)
+    return kit_begin(w) || kit_open(w) || kit_fill(w, w->total) || kit_finish(w)
                ? -1
                : 0;
 }
@@ -331,9 +330,15 @@ static void await(unsigned (*number)(void), unsigned wanted, const char *what)
     pthread_mutex_unlock(&cache->lock);
 }
 
-void kit_await_slots(unsigned n) { await(count_slots, n, "slots"); }
+void kit_await_slots(unsigned n)
+{
+    await(count_slots, n, "slots");
+}
 
-void kit_await_no_bodies(void) { await(live_bodies, 0, "open ids"); }
+void kit_await_no_bodies(void)
+{
+    await(live_bodies, 0, "open ids");
+}
 
 unsigned kit_used(void)
 {
@@ -343,7 +348,10 @@ unsigned kit_used(void)
     return (unsigned)usage.used;
 }
 
-void kit_await_used(unsigned bytes) { await(kit_used, bytes, "bytes in use"); }
+void kit_await_used(unsigned bytes)
+{
+    await(kit_used, bytes, "bytes in use");
+}
 
 /* Free blocks: take all, give them back. */
 static unsigned free_blocks(void)
@@ -382,7 +390,10 @@ static unsigned sleepers(void)
     return n;
 }
 
-void kit_await_sleeper(void) { await(sleepers, 1, "sleeping workers"); }
+void kit_await_sleeper(void)
+{
+    await(sleepers, 1, "sleeping workers");
+}
 
 void kit_rouse_sleeper(void)
 {

@@ -313,20 +313,20 @@ kit_client *kit_client_make(const char *addr)
     c->events = rdma_create_event_channel();
     c->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     ck_assert_int_eq(fcntl(c->events->fd, F_SETFL, O_NONBLOCK), 0);
-    ck_assert_int_eq(
-        rdma_create_id(c->events, &c->listener, c, RDMA_PS_TCP), 0);
-    ck_assert_int_eq(
-        rdma_bind_addr(c->listener, (struct sockaddr *)&c->addr), 0);
+    ck_assert_int_eq(rdma_create_id(c->events, &c->listener, c, RDMA_PS_TCP),
+                     0);
+    ck_assert_int_eq(rdma_bind_addr(c->listener, (struct sockaddr *)&c->addr),
+                     0);
     ck_assert_int_eq(rdma_listen(c->listener, 8), 0);
     c->addr.sin_port = rdma_get_src_port(c->listener);
     c->pd = ibv_alloc_pd(c->listener->verbs);
     c->channel = ibv_create_comp_channel(c->listener->verbs);
     ck_assert_int_eq(fcntl(c->channel->fd, F_SETFL, O_NONBLOCK), 0);
-    ck_assert_int_eq(rdma_mem_map(c->mem, c->pd, KIT_WINDOW,
-                                  IBV_ACCESS_LOCAL_WRITE |
-                                      IBV_ACCESS_REMOTE_WRITE,
-                                  &c->window),
-                     0);
+    ck_assert_int_eq(
+        rdma_mem_map(c->mem, c->pd, KIT_WINDOW,
+                     IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE,
+                     &c->window),
+        0);
     ck_assert_int_eq(rdma_mem_map(c->mem, c->pd, KIT_WINDOW,
                                   IBV_ACCESS_LOCAL_WRITE, &c->sink),
                      0);
@@ -569,9 +569,15 @@ static void piece_done(rdma_conn_wr *wr, rdma_conn *c, int ok)
     }
 }
 
-static int one_free(void *arg) { return ((reading *)arg)->busy < PIECES; }
+static int one_free(void *arg)
+{
+    return ((reading *)arg)->busy < PIECES;
+}
 
-static int all_free(void *arg) { return ((reading *)arg)->busy == 0; }
+static int all_free(void *arg)
+{
+    return ((reading *)arg)->busy == 0;
+}
 
 /* [locked] */
 static int post_piece(rdma_conn *c, reading *r, char *local, uint32_t lkey,
@@ -605,8 +611,8 @@ int kit_read(kit_conn *k, const rdma_hdr_response *head, size_t at)
     ck_assert_ptr_nonnull(r);
     rdma_conn_lock(c);
     while (rc == 0 && done < head->len) {
-        size_t n = head->len - done < PIECE ? (size_t)(head->len - done)
-                                            : PIECE;
+        size_t n =
+            head->len - done < PIECE ? (size_t)(head->len - done) : PIECE;
 
         rc = rdma_conn_wait(c, one_free, r, until);
         if (rc == 0) {

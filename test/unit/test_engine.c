@@ -18,16 +18,9 @@
 
 /* ---- bodies ------------------------------------------------------------ */
 
-static const uint64_t sizes[] = {1,
-                                 7,
-                                 4096,
-                                 BLOCK - 1,
-                                 BLOCK,
-                                 BLOCK + 1,
-                                 3 * BLOCK,
-                                 3 * BLOCK + 1,
-                                 4 * BLOCK,
-                                 11 * BLOCK + 12345};
+static const uint64_t sizes[] = {
+    1,         7,         4096,          BLOCK - 1, BLOCK,
+    BLOCK + 1, 3 * BLOCK, 3 * BLOCK + 1, 4 * BLOCK, 11 * BLOCK + 12345};
 #define SIZES (sizeof(sizes) / sizeof(sizes[0]))
 
 START_TEST(whole_body_by_write)
@@ -128,8 +121,8 @@ START_TEST(hundred_requests_one_connection)
     kit_go();
     c = kit_client_new("192.0.2.1");
     for (id = 1; id <= 100; id++) {
-        kit_work w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, id,
-                                 id * 997);
+        kit_work w =
+            kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, id, id * 997);
 
         kit_serve(&w);
         kit_take(&w);
@@ -241,17 +234,18 @@ static void *fill_thread(void *work)
 START_TEST(room_comes_just_before_the_sleep)
 {
     kit_client *c;
-    kit_work w[(RDMA_CONN_DATA + FAKE_WIRE) / 4 + 1];
+    kit_work w[(RDMA_CONN_DATA + FAKE_WIRE) / 4 + 2];
     kit_work *last;
     struct rdma_cm_id *id = NULL;
     pthread_t thread;
+    unsigned room; /* WRITEs that the connection still takes */
     uint32_t n = 0;
     uint32_t i;
 
     kit.conf.memory = 48 * 1024 * 1024;
     kit_go();
     c = kit_client_new("192.0.2.1");
-    while (!id || fake_stuck(id) < RDMA_CONN_DATA) {
+    while ((room = RDMA_CONN_DATA - (id ? fake_stuck(id) : 0)) > 0) {
         w[n] = kit_request(c, RDMA_HDR_WRITE, n + 1, 5 * BLOCK);
         w[n].at = n * w[n].total;
         ck_assert_int_eq(kit_begin(&w[n]), 0);
@@ -260,7 +254,7 @@ START_TEST(room_comes_just_before_the_sleep)
             fake_freeze(id, 1);
         }
         ck_assert_int_eq(kit_open(&w[n]), 0);
-        ck_assert_int_eq(kit_fill(&w[n++], 4 * BLOCK), 0);
+        ck_assert_int_eq(kit_fill(&w[n++], (room < 4 ? room : 4) * BLOCK), 0);
         fake_settle();
     }
     last = &w[n];
@@ -281,6 +275,31 @@ START_TEST(room_comes_just_before_the_sleep)
     }
     kit_await_no_bodies();
     kit_await_all_blocks();
+}
+END_TEST
+
+/* A message lands when another one has been served and before its queue is
+ * armed again: it must not lie there until the next one. */
+START_TEST(message_comes_just_before_the_sleep)
+{
+    kit_client *c;
+    uint32_t id;
+    rdma_conn_time start = rdma_conn_now();
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    for (id = 1; id <= 30; id++) {
+        kit_work w = kit_request(c, RDMA_HDR_READ, id, 100);
+        kit_conn *k;
+
+        kit_serve(&w);
+        ck_assert_ptr_null(w.step);
+        k = kit_client_conn(c, 0);
+        kit_say(k, RDMA_HDR_CONSUMED, id, 50, 0);
+        kit_say(k, RDMA_HDR_CONSUMED, id, 100, RDMA_HDR_FIN);
+        kit_await_no_bodies();
+    }
+    ck_assert_int_lt(rdma_conn_now() - start, kit.conf.lease_timeout);
 }
 END_TEST
 
@@ -449,10 +468,11 @@ START_TEST(id_used_twice)
     static const struct {
         uint32_t id;
         int first;
-    } uses[] = {{5, 1},          {5, 0},    {4, 1},    {4, 0}, {6, 1},
-                {1000, 1},       {5, 0},    {6, 0},    {7, 1}, {2000, 1},
-                {976, 0},        {977, 1},  {977, 0},  {5, 0}, {1000, 0},
-                {0x7fffffff, 1}, {2000, 0}, {5, 0},    {1, 0}, {0x7fffffff, 0},
+    } uses[] = {{5, 1},          {5, 0},         {4, 1},    {4, 0},
+                {6, 1},          {1000, 1},      {5, 0},    {6, 0},
+                {7, 1},          {2000, 1},      {976, 0},  {977, 1},
+                {977, 0},        {5, 0},         {1000, 0}, {0x7fffffff, 1},
+                {2000, 0},       {5, 0},         {1, 0},    {0x7fffffff, 0},
                 {0x7ffffffe, 1}, {0x7ffffffe, 0}};
     unsigned i;
 
@@ -1126,6 +1146,7 @@ static void add(Suite *s)
     tcase_add_loop_test(t, eight_workers_one_connection, 0, 2);
     tcase_add_test(t, more_writes_than_fit);
     tcase_add_test(t, room_comes_just_before_the_sleep);
+    tcase_add_test(t, message_comes_just_before_the_sleep);
     tcase_add_test(t, both_kinds_have_connections_of_their_own);
     t = kit_group(s, "reserving");
     tcase_add_test(t, body_larger_than_the_window);
@@ -1167,4 +1188,7 @@ static void add(Suite *s)
     tcase_add_loop_test(t, stop_under_load, 0, 4);
 }
 
-int main(void) { return kit_main("engine", add); }
+int main(void)
+{
+    return kit_main("engine", add);
+}

@@ -440,7 +440,9 @@ typedef struct lie {
 
 #define FIN RDMA_HDR_FIN
 static const lie lies[] = {
-    {"CONSUMED beyond the body", {RDMA_HDR_CONSUMED, 0, 0, 1, 1001, 0, 0, 0}, 0},
+    {"CONSUMED beyond the body",
+     {RDMA_HDR_CONSUMED, 0, 0, 1, 1001, 0, 0, 0},
+     0},
     {"CONSUMED far beyond",
      {RDMA_HDR_CONSUMED, 0, 0, 1, UINT64_MAX, 0, 0, 0},
      0},
@@ -748,4 +750,7 @@ static void add(Suite *s)
                         (int)(sizeof(functions) / sizeof(functions[0])));
 }
 
-int main(void) { return kit_main("engine, faults", add); }
+int main(void)
+{
+    return kit_main("engine, faults", add);
+}

@@ -194,8 +194,8 @@ START_TEST(pool_has_no_remote_rights)
     ck_assert_int_eq(rdma_mem_pool_create(mem, pd, BLOCK, &pool), 0);
     ck_assert_int_eq(rdma_mem_pool_take(pool, 1, &b), 0);
     fake_lock();
-    ck_assert_ptr_nonnull(fake_find_mr(pd, rdma_mem_pool_lkey(pool),
-                                       (uintptr_t)b, BLOCK, 0));
+    ck_assert_ptr_nonnull(
+        fake_find_mr(pd, rdma_mem_pool_lkey(pool), (uintptr_t)b, BLOCK, 0));
     ck_assert_ptr_null(fake_find_mr(pd, rdma_mem_pool_lkey(pool), (uintptr_t)b,
                                     1, IBV_ACCESS_REMOTE_READ));
     ck_assert_ptr_null(fake_find_mr(pd, rdma_mem_pool_lkey(pool), (uintptr_t)b,
@@ -316,12 +316,12 @@ START_TEST(arena_has_no_right_but_to_be_read)
     ck_assert_int_eq(rdma_mem_part_take(arena, page, &p), 0);
     key = rdma_mem_arena_rkey(arena);
     fake_lock();
-    ck_assert_ptr_nonnull(fake_find_mr(pd, key, (uintptr_t)p.base, page,
-                                       IBV_ACCESS_REMOTE_READ));
+    ck_assert_ptr_nonnull(
+        fake_find_mr(pd, key, (uintptr_t)p.base, page, IBV_ACCESS_REMOTE_READ));
     ck_assert_ptr_null(fake_find_mr(pd, key, (uintptr_t)p.base, page,
                                     IBV_ACCESS_REMOTE_WRITE));
-    ck_assert_ptr_null(fake_find_mr(pd, key, (uintptr_t)p.base, page,
-                                    IBV_ACCESS_LOCAL_WRITE));
+    ck_assert_ptr_null(
+        fake_find_mr(pd, key, (uintptr_t)p.base, page, IBV_ACCESS_LOCAL_WRITE));
     fake_unlock();
     rdma_mem_arena_destroy(arena);
 }
@@ -348,8 +348,8 @@ START_TEST(arena_at_random)
                              mark[i]);
             rdma_mem_part_give(arena, &parts[i]);
         }
-        else if (rdma_mem_part_take(arena, 1 + (r >> 8) % (6 * page),
-                                    &parts[i]) == 0) {
+        else if (rdma_mem_part_take(arena, 1 + (r >> 8) % (6 * page), &parts[i])
+                 == 0) {
             mark[i] = (unsigned char)step;
             memset(parts[i].base, mark[i], parts[i].len);
         }
