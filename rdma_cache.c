@@ -329,20 +329,30 @@ static int answers(rdma_cache_slot *slot)
     return rc == 0;
 }
 
-rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out)
+/* [cache locked] Sleep until something has changed, or the slot's deadline, which
+ * moves once, when the connect begins. 1: it has passed. */
+static int wait_for_change(rdma_cache_slot *slot)
 {
-    rdma_cache *cache = slot->cache;
     rdma_conn_time deadline = slot->deadline + RDMA_CACHE_KICK;
     struct timespec ts = {(time_t)(deadline / 1000000),
                           (long)(deadline % 1000000) * 1000};
+
+    return pthread_cond_timedwait(&slot->cache->changed, &slot->cache->lock,
+                                  &ts)
+           && rdma_conn_now() >= slot->deadline + RDMA_CACHE_KICK;
+}
+
+rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out)
+{
+    rdma_cache *cache = slot->cache;
     rdma_hdr_declined why = RDMA_HDR_NOT_DECLINED;
-    int rc = 0;
+    int late = 0;
 
     *out = NULL;
     pthread_mutex_lock(&cache->lock);
-    while ((slot->state == QUEUED || slot->state == CONNECTING) && rc == 0
+    while ((slot->state == QUEUED || slot->state == CONNECTING) && !late
            && cache->stopping < 2) {
-        rc = pthread_cond_timedwait(&cache->changed, &cache->lock, &ts);
+        late = wait_for_change(slot);
     }
     if (slot->state == DEAD) {
         why = slot->failure;

@@ -77,8 +77,9 @@ rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
                                     rdma_hdr_declined *why);
 
 /* Wait until the slot is connected, RdmaConnectTimeout after the connect began
- * at most. RDMA_HDR_NOT_DECLINED with *out (valid until release), or why not:
- * CONNECT, DEVICE, MEMORY, BUSY. */
+ * at most, and as long again if it had to wait for a connector.
+ * RDMA_HDR_NOT_DECLINED with *out (valid until release), or why not: CONNECT,
+ * DEVICE, MEMORY, BUSY. */
 rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out);
 
 /* Mark id as used at this endpoint. 1: the first time; 0: a second time (or too

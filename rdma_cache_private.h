@@ -15,7 +15,8 @@
 
 #include "rdma_cache.h"
 
-#define RDMA_CACHE_CONNECTORS  4
+#define RDMA_CACHE_CONNECTORS  8
+#define RDMA_CACHE_PER_CLIENT  4 /* connects in flight to one address */
 #define RDMA_CACHE_DEVICES     16
 #define RDMA_CACHE_IDS         1024  /* behind the newest that are remembered */
 #define RDMA_CACHE_KICK        50000 /* us: until a cancelled connect returned */

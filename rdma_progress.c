@@ -185,25 +185,28 @@ static void connect_slot(rdma_cache_slot *slot)
     pthread_mutex_unlock(&cache->lock);
 }
 
-/* [cache locked] The oldest queued slot whose client has no connect in flight:
- * a black-holed client can occupy one connector, not all. */
+/* [cache locked] Connects in flight to this client's address. */
+static unsigned connecting_to(const rdma_cache *cache, const endpoint *client)
+{
+    const rdma_cache_slot *s;
+    unsigned n = 0;
+
+    for (s = cache->slots; s; s = s->next) {
+        n += s->state == CONNECTING && rdma_cache_same_client(s->ep, client);
+    }
+    return n;
+}
+
+/* [cache locked] The oldest queued slot whose client does not occupy its share
+ * of the connectors: a black-holed client leaves half of them to the others. */
 static rdma_cache_slot *next_queued(rdma_cache *cache)
 {
     rdma_cache_slot *best = NULL;
     rdma_cache_slot *s;
-    const rdma_cache_slot *t;
 
     for (s = cache->slots; s; s = s->next) {
-        if (s->state != QUEUED || (best && best->deadline <= s->deadline)) {
-            continue;
-        }
-        for (t = cache->slots; t; t = t->next) {
-            if (t->state == CONNECTING
-                && rdma_cache_same_client(s->ep, t->ep)) {
-                break;
-            }
-        }
-        if (!t) {
+        if (s->state == QUEUED && (!best || s->deadline < best->deadline)
+            && connecting_to(cache, s->ep) < RDMA_CACHE_PER_CLIENT) {
             best = s;
         }
     }
@@ -228,6 +231,8 @@ static void *connector_main(void *arg)
         }
         slot->state = CONNECTING;
         slot->connector = pthread_self();
+        /* What the queue took is not the client's fault. */
+        slot->deadline = rdma_conn_now() + cache->conf.connect_timeout;
         rdma_cache_remind(cache, slot->deadline);
         pthread_mutex_unlock(&cache->lock);
         connect_slot(slot);

@@ -125,6 +125,7 @@ class TestConnections:
 MANY = """
 RdmaEnable On
 RdmaMaxConnectionsPerClient 200
+RdmaConnectTimeout 10
 ThreadsPerChild 64
 MaxRequestWorkers 64
 MinSpareThreads 1
@@ -133,7 +134,7 @@ MaxSpareThreads 64
 
 
 @pytest.mark.parametrize("clients,requests", [
-    (12, 4), pytest.param(60, 8, marks=pytest.mark.long)])
+    (12, 4), pytest.param(24, 8, marks=pytest.mark.long)])
 @pytest.mark.httpd(MANY)
 def test_many_clients(client, clients, requests):
     paths = [client.site.file(size) for size in (65536, 262144 + 5)]
