@@ -66,7 +66,7 @@ if [ -e $job/shell ]; then
         $B stty rows "${rows:-24}" columns "${columns:-80}" 2>/dev/null
         # Not the user's own start-up files: they may take a minute here.
         run TERM="${term:-linux}" PS1='lab:\w# ' $B setsid -c \
-            /bin/bash --norc --noprofile -i
+            /bin/bash --rcfile /src/test/lab/shellrc --noprofile -i
     ) &
     wait $!
     status=$?
