@@ -69,7 +69,7 @@ void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why)
         slot->ep->current[k] = NULL;
     }
     pthread_cond_broadcast(&slot->cache->changed);
-    rdma_cache_remind(slot->cache, 0);
+    pthread_cond_signal(&slot->cache->died);
 }
 
 /* ---- making and starting ----------------------------------------------- */
@@ -111,6 +111,7 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
     pthread_cond_init(&cache->changed, &attr);
     pthread_cond_init(&cache->queued, NULL);
+    pthread_cond_init(&cache->died, NULL);
     pthread_condattr_destroy(&attr);
     *out = cache;
     return APR_SUCCESS;
@@ -441,8 +442,11 @@ void rdma_cache_release(rdma_cache_slot *slot)
     pthread_mutex_lock(&cache->lock);
     slot->refs--;
     slot->used = slot->ep->used = rdma_conn_now();
-    if (slot->refs == 0) {
-        rdma_cache_remind(cache, slot->state == DEAD || cache->stopping
+    if (slot->refs == 0 && slot->state == DEAD) {
+        pthread_cond_signal(&cache->died);
+    }
+    else if (slot->refs == 0) {
+        rdma_cache_remind(cache, cache->stopping
                                      ? 0
                                      : slot->used + cache->conf.idle_timeout);
     }
@@ -482,11 +486,16 @@ void rdma_cache_stopping(rdma_cache *cache, int graceful)
     pthread_mutex_unlock(&cache->lock);
 }
 
+static int has_slots(const rdma_cache *cache)
+{
+    return cache->slots || cache->burials > 0;
+}
+
 /* [cache locked] Wait until no slot is left, or the deadline. */
 static void wait_for_slots(rdma_cache *cache, rdma_conn_time deadline,
                            const volatile int *give_up)
 {
-    while (cache->slots && rdma_conn_now() < deadline
+    while (has_slots(cache) && rdma_conn_now() < deadline
            && !(give_up && *give_up)) {
         rdma_conn_time step = rdma_conn_now() + 100000;
         struct timespec ts = {(time_t)(step / 1000000),
@@ -515,7 +524,8 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     }
     __atomic_store_n(&cache->quit, 1, __ATOMIC_RELAXED);
     pthread_cond_broadcast(&cache->queued);
-    if (cache->slots) {
+    pthread_cond_broadcast(&cache->died);
+    if (has_slots(cache)) {
         /* A worker or a connect that does not come back. The process ends now,
          * and the kernel takes everything apart; freeing under it would not. */
         rdma_cache_say(cache, LEVEL_WARNING, MSG_STUCK,
@@ -535,6 +545,7 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     rdma_destroy_event_channel(cache->events);
     close(cache->wake_fd);
     rdma_mem_destroy(cache->mem);
+    pthread_cond_destroy(&cache->died);
     pthread_cond_destroy(&cache->queued);
     pthread_cond_destroy(&cache->changed);
     pthread_mutex_destroy(&cache->device_lock);

@@ -55,6 +55,8 @@ typedef struct endpoint {
     uint8_t ids[RDMA_CACHE_IDS / 8];
 } endpoint;
 
+/* QUEUED -> CONNECTING (a connector has it) -> READY -> DEAD, where the undertaker
+ * finds it; DEAD from anywhere. */
 typedef enum slot_state { QUEUED, CONNECTING, READY, DEAD } slot_state;
 
 /* One attempt to connect, and the connection that came of it. */
@@ -75,6 +77,7 @@ struct rdma_cache_slot {
     rdma_conn_time nudge_at;   /* READY, until the client has spoken */
     rdma_conn_time nudge_after;
     pthread_t connector;
+    int hung_up;
 
     int cancel; /* atomic: the connect is given up */
     rdma_conn *conn;
@@ -99,16 +102,20 @@ struct rdma_cache {
     pthread_mutex_t lock;
     pthread_cond_t changed; /* a slot's state; monotonic clock */
     pthread_cond_t queued;  /* work for connectors */
+    pthread_cond_t died;    /* work for the undertaker */
     endpoint *all_endpoints;
     rdma_cache_slot *slots;
+    unsigned burials; /* slots that are off the list and not yet freed */
     unsigned streams;
     int started;
     int refused;  /* threads could not be started: nothing by RDMA */
     int stopping; /* 1 graceful, 2 now; also read atomically without */
     int quit;
     pthread_t progress;
+    pthread_t undertaker;
     pthread_t connectors[RDMA_CACHE_CONNECTORS];
     unsigned nconnectors;
+    int has_undertaker;
 
     rdma_conn_time next_scan; /* atomic */
 
@@ -129,7 +136,8 @@ void rdma_cache_wake(rdma_cache *cache);
 /* 1: the same client address. */
 int rdma_cache_same_client(const endpoint *a, const endpoint *b);
 
-/* [cache locked] A slot that will never be, or no longer is, of use. */
+/* [cache locked] A slot that will never be, or no longer is, of use. The
+ * undertaker hangs up, and takes it apart when no worker holds it. */
 void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why);
 
 /* ---- rdma_device.c ----------------------------------------------------- */

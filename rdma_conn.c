@@ -534,8 +534,11 @@ void rdma_conn_receive(rdma_conn *c)
     rdma_conn_cause why;
 
     rdma_conn_lock(c);
-    if (c->active && c->state == RDMA_CONN_CONNECTING) {
-        rdma_conn_unlock(c); /* its connector will call when it is OPEN */
+    /* CONNECTING: its connector will call when it is OPEN. CLOSED: another thread
+     * may be destroying the queues. */
+    if ((c->state == RDMA_CONN_CLOSED && c->hang_up_later)
+        || (c->active && c->state == RDMA_CONN_CONNECTING)) {
+        rdma_conn_unlock(c);
         return;
     }
     why = drain(c);
@@ -579,14 +582,27 @@ void rdma_conn_event(rdma_conn *c, enum rdma_cm_event_type type, int status)
 
 /* ---- ending ------------------------------------------------------------ */
 
+static void hang_up(rdma_conn *c)
+{
+    if (c->connected) {
+        c->connected = 0;
+        rdma_disconnect(c->id);
+    }
+}
+
+void rdma_conn_hang_up(rdma_conn *c)
+{
+    hang_up(c);
+}
+
 void rdma_conn_close(rdma_conn *c, rdma_conn_cause why)
 {
     if (c->closing) {
         return;
     }
     c->closing = 1;
-    if (c->connected) {
-        rdma_disconnect(c->id);
+    if (!c->hang_up_later) {
+        hang_up(c);
     }
     drain(c); /* a fin that was received counts */
     rdma_conn_transit(c, RDMA_CONN_CLOSED, why);

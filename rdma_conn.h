@@ -114,6 +114,9 @@ typedef struct rdma_conn_conf {
     struct ibv_comp_channel *(*channel)(void *baton,
                                         struct ibv_context *device);
     int own_send_channel; /* 1: rdma_conn_wait(); 0: shares channel() */
+    int hang_up_later;    /* 1: the owner has a thread that hangs up after
+                           * closed(), and destroys; 0: rdma_conn_close() hangs
+                           * up, the thread that reads the channels destroys */
     unsigned reads;       /* client, read kind: READs in flight, 1 and up; what
                            * the connect request allows, RDMA_CONN_READS at most
                            */
@@ -209,14 +212,15 @@ int rdma_conn_wait(rdma_conn *c, int (*test)(void *arg), void *arg,
 /* [locked] Something that a test() may look at has changed. */
 void rdma_conn_wake(rdma_conn *c);
 
-/* The owner's thread, for each event of the receive channel: take its events
- * off the connection's CQ, dispatch messages, arm again. Takes the lock. */
+/* The owner's thread, for each event of the receive channel, before its ack: take
+ * what came off the connection's CQ, dispatch messages, arm again. Takes the
+ * lock. */
 void rdma_conn_receive(rdma_conn *c);
 /* [locked] Take send completions, call done(). Needed by nobody who waits;
  * rdma_conn_receive() does it too when the channel is shared. */
 void rdma_conn_reap(rdma_conn *c);
-/* The owner's thread, for each CM event of the connection's id, after its ack.
- * Takes the lock. */
+/* The owner's thread, for each CM event of the connection's id; with
+ * hang_up_later before its ack, else after it. Takes the lock. */
 void rdma_conn_event(rdma_conn *c, enum rdma_cm_event_type type, int status);
 
 /* [locked] A PING, to be answered within what the owner thinks right. */
@@ -224,15 +228,22 @@ int rdma_conn_ping(rdma_conn *c);
 
 /* ---- ending one -------------------------------------------------------- */
 
-/* [locked] rdma_disconnect, so that the peer hears of it; what was received is
- * delivered first; then CLOSED, closed() and all waiters woken. Again: nothing. */
+/* [locked] What was received is delivered first; then CLOSED, closed() and all
+ * waiters woken. Again: nothing. Blocks only if it hangs up itself. */
 void rdma_conn_close(rdma_conn *c, rdma_conn_cause why);
 
-/* Not locked, the owner's thread only, no other thread knows the connection any
- * more. Closes if need be, then: QP (from here on nothing lands or leaves),
- * done(ok 0) for what is in flight, gone(), id, CQs, slots, own domain, channel.
- * gone may be NULL; called between QP and domain: the place to give back memory
- * that the peer could reach. */
+/* Not locked, any one thread, once: rdma_disconnect, so that the peer hears that
+ * we are CLOSED. It, and what destroy does, may block for as long as the driver
+ * likes. Nothing if it has been done. */
+void rdma_conn_hang_up(rdma_conn *c);
+
+/* Not locked; nobody uses the connection any more, but the threads that read the
+ * owner's channels may still be about to call rdma_conn_event() and
+ * rdma_conn_receive() for it, if they ack an event only after that call: this
+ * waits for their acks. Closes and hangs up if need be, then: QP (from here on nothing
+ * lands or leaves), id, CQs, done(ok 0) for what is in flight, gone(), slots, own
+ * domain, channel. gone may be NULL; called between QP and domain: the place to
+ * give back memory that the peer could reach. */
 void rdma_conn_destroy(rdma_conn *c, void (*gone)(void *arg), void *arg);
 
 #endif /* RDMA_CONN_H */

@@ -45,6 +45,7 @@ struct rdma_conn {
     struct rdma_cm_id *id;
     struct ibv_pd *pd;
     int own_pd;
+    int hang_up_later;
     struct ibv_cq *recv_cq;
     struct ibv_cq *send_cq;
     struct ibv_comp_channel *send_channel; /* NULL: the owner's is shared */

@@ -45,20 +45,22 @@ static void unmake(rdma_conn *c, void (*gone)(void *arg), void *arg)
     if (c->id && c->id->qp) {
         rdma_destroy_qp(c->id);
     }
+    /* These two wait until the events that were fetched have been acked: from
+     * here on the threads that read our owner's channels do not know us. */
+    if (c->id) {
+        rdma_destroy_id(c->id);
+    }
+    if (c->recv_cq) {
+        ibv_destroy_cq(c->recv_cq);
+    }
+    if (c->send_cq) {
+        ibv_destroy_cq(c->send_cq);
+    }
     rdma_conn_lock(c);
     rdma_conn_drop_inflight(c);
     rdma_conn_unlock(c);
     if (gone) {
         gone(arg);
-    }
-    if (c->id) {
-        rdma_destroy_id(c->id);
-    }
-    if (c->send_cq) {
-        ibv_destroy_cq(c->send_cq);
-    }
-    if (c->recv_cq) {
-        ibv_destroy_cq(c->recv_cq);
     }
     rdma_mem_unmap(c->mem, &c->region);
     if (c->own_pd && c->pd) {
@@ -81,6 +83,7 @@ void rdma_conn_destroy(rdma_conn *c, void (*gone)(void *arg), void *arg)
     rdma_conn_lock(c);
     rdma_conn_close(c, RDMA_CONN_CAUSE_LOCAL);
     rdma_conn_unlock(c);
+    rdma_conn_hang_up(c);
     unmake(c, gone, arg);
 }
 
@@ -106,6 +109,7 @@ static rdma_conn *allocate(const rdma_conn_conf *conf)
     c->depth = conf->depth ? conf->depth : RDMA_CONN_DEPTH;
     c->nslots = c->depth * SEND_TIMES;
     c->reads = conf->kind == RDMA_HDR_READ ? conf->reads : 0;
+    c->hang_up_later = conf->hang_up_later;
     c->wake_fd = -1;
     c->inflight.next = c->inflight.prev = &c->inflight;
     c->heard = rdma_conn_now();
@@ -453,9 +457,7 @@ static int connect_once(const rdma_conn_conf *conf, const rdma_conn_target *to,
     *out = c;
     return 0;
 failed:
-    if (c->connected) {
-        rdma_disconnect(c->id);
-    }
+    rdma_conn_hang_up(c);
     unmake(c, NULL, NULL);
     if (a.channel) {
         rdma_destroy_event_channel(a.channel);

@@ -1,8 +1,8 @@
 /* Copyright 2026 The mod_rdma authors
  * SPDX-License-Identifier: Apache-2.0
  *
- * The threads of a child: connectors, which may block in the kernel, and the
- * progress thread, which never does.
+ * The threads of a child: connectors and the undertaker, which may block in the
+ * kernel, and the progress thread, which never does.
  */
 #include "rdma_cache_private.h"
 
@@ -146,6 +146,7 @@ static void connect_slot(rdma_cache_slot *slot)
         .domain = slot->kind == RDMA_HDR_WRITE ? rdma_device_domain : NULL,
         .channel = rdma_device_channel,
         .own_send_channel = 1,
+        .hang_up_later = 1,
         .handler = &handler,
         .baton = slot};
     rdma_conn_target to = {.local = slot->local,
@@ -242,6 +243,90 @@ static void *connector_main(void *arg)
     return NULL;
 }
 
+/* ---- the undertaker ---------------------------------------------------- */
+
+static void destroy_set(void *set)
+{
+    if (set) {
+        rdma_body_set_destroy(set);
+    }
+}
+
+/* [cache locked; given up meanwhile] */
+static void hang_up(rdma_cache *cache, rdma_cache_slot *s)
+{
+    s->hung_up = 1; /* the slot stays: nobody else takes one off the list */
+    pthread_mutex_unlock(&cache->lock);
+    rdma_conn_hang_up(s->conn);
+    pthread_mutex_lock(&cache->lock);
+}
+
+/* [cache locked; given up meanwhile] */
+static void take_apart(rdma_cache *cache, rdma_cache_slot *s)
+{
+    rdma_cache_slot **link = &cache->slots;
+
+    while (*link != s) {
+        link = &(*link)->next;
+    }
+    *link = s->next;
+    s->ep->slots--;
+    s->ep->used = rdma_conn_now();
+    cache->burials++;
+    pthread_mutex_unlock(&cache->lock);
+    if (s->conn) {
+        rdma_conn_destroy(s->conn, destroy_set, s->set);
+    }
+    free(s);
+    pthread_mutex_lock(&cache->lock);
+    cache->burials--;
+    pthread_cond_broadcast(&cache->changed); /* rdma_cache_stop() counts */
+    rdma_cache_remind(cache, 0);             /* an endpoint may be idle now */
+}
+
+/* [cache locked] The first that has a connection to hang up, for the peer's sake,
+ * or else one that no worker holds. */
+static rdma_cache_slot *next_dead(const rdma_cache *cache)
+{
+    rdma_cache_slot *free_one = NULL;
+    rdma_cache_slot *s;
+
+    for (s = cache->slots; s; s = s->next) {
+        if (s->state == DEAD && s->conn && !s->hung_up) {
+            return s;
+        }
+        if (s->state == DEAD && s->refs == 0) {
+            free_one = s;
+        }
+    }
+    return free_one;
+}
+
+static void *undertaker_main(void *arg)
+{
+    rdma_cache *cache = arg;
+
+    pthread_mutex_lock(&cache->lock);
+    for (;;) {
+        rdma_cache_slot *s = next_dead(cache);
+
+        if (s && s->conn && !s->hung_up) {
+            hang_up(cache, s);
+        }
+        else if (s) {
+            take_apart(cache, s);
+        }
+        else if (cache->quit) {
+            break;
+        }
+        else {
+            pthread_cond_wait(&cache->died, &cache->lock);
+        }
+    }
+    pthread_mutex_unlock(&cache->lock);
+    return NULL;
+}
+
 /* ---- the progress thread ----------------------------------------------- */
 
 /* [cache and connection locked] siw (up to 6.1 at least) overlooks what arrives
@@ -263,10 +348,9 @@ static void nudge(rdma_cache_slot *s, rdma_conn_time now, rdma_conn_time *next)
     }
 }
 
-/* [cache locked] 1: nobody needs the connection any more, it can be taken
- * apart. */
-static int scan_ready(rdma_cache_slot *s, rdma_conn_time now,
-                      rdma_conn_time *next)
+/* [cache locked] */
+static void scan_ready(rdma_cache_slot *s, rdma_conn_time now,
+                       rdma_conn_time *next)
 {
     rdma_cache *cache = s->cache;
     rdma_conn *c = s->conn;
@@ -293,20 +377,17 @@ static int scan_ready(rdma_cache_slot *s, rdma_conn_time now,
         rdma_conn_close(c, RDMA_CONN_CAUSE_LOCAL);
     }
     if (rdma_conn_state_get(c) == RDMA_CONN_CLOSED) {
-        rdma_conn_unlock(c);
         rdma_cache_bury(s, RDMA_HDR_CONNECT);
-        return s->refs == 0;
     }
     rdma_conn_unlock(c);
     if (when < *next) {
         *next = when;
     }
-    return 0;
 }
 
-/* [cache locked] 1: the slot can be taken apart. */
-static int scan_slot(rdma_cache_slot *s, rdma_conn_time now,
-                     rdma_conn_time *next)
+/* [cache locked] */
+static void scan_slot(rdma_cache_slot *s, rdma_conn_time now,
+                      rdma_conn_time *next)
 {
     rdma_cache *cache = s->cache;
     rdma_conn_time when = s->deadline;
@@ -315,7 +396,7 @@ static int scan_slot(rdma_cache_slot *s, rdma_conn_time now,
     case QUEUED:
         if (now >= s->deadline || cache->stopping) {
             rdma_cache_bury(s, RDMA_HDR_BUSY);
-            return s->refs == 0;
+            return;
         }
         break;
     case CONNECTING:
@@ -328,14 +409,14 @@ static int scan_slot(rdma_cache_slot *s, rdma_conn_time now,
         }
         break;
     case READY:
-        return scan_ready(s, now, next);
-    case DEAD:
-        return s->refs == 0;
+        scan_ready(s, now, next);
+        return;
+    case DEAD: /* the undertaker's */
+        return;
     }
     if (when < *next) {
         *next = when;
     }
-    return 0;
 }
 
 /* [cache locked] Forget endpoints that nobody has used for a while. */
@@ -367,49 +448,20 @@ static void scan_endpoints(rdma_cache *cache, rdma_conn_time now,
     }
 }
 
-static void destroy_set(void *set)
-{
-    if (set) {
-        rdma_body_set_destroy(set);
-    }
-}
-
 static void scan(rdma_cache *cache)
 {
     rdma_conn_time now = rdma_conn_now();
     rdma_conn_time next = RDMA_CONN_NEVER;
-    rdma_cache_slot *gone = NULL;
-    rdma_cache_slot **link = &cache->slots;
+    rdma_cache_slot *s;
 
     __atomic_store_n(&cache->next_scan, RDMA_CONN_NEVER, __ATOMIC_RELAXED);
     pthread_mutex_lock(&cache->lock);
-    while (*link) {
-        rdma_cache_slot *s = *link;
-
-        if (scan_slot(s, now, &next)) {
-            *link = s->next;
-            s->ep->slots--;
-            s->ep->used = now;
-            s->next = gone;
-            gone = s;
-        }
-        else {
-            link = &s->next;
-        }
+    for (s = cache->slots; s; s = s->next) {
+        scan_slot(s, now, &next);
     }
     scan_endpoints(cache, now, &next);
-    pthread_cond_broadcast(&cache->changed); /* rdma_cache_stop() counts */
     pthread_mutex_unlock(&cache->lock);
     rdma_cache_remind(cache, next);
-    while (gone) {
-        rdma_cache_slot *s = gone;
-
-        gone = s->next;
-        if (s->conn) {
-            rdma_conn_destroy(s->conn, destroy_set, s->set);
-        }
-        free(s);
-    }
 }
 
 static void take_cm_events(rdma_cache *cache)
@@ -417,12 +469,10 @@ static void take_cm_events(rdma_cache *cache)
     struct rdma_cm_event *event;
 
     while (rdma_get_cm_event(cache->events, &event) == 0) {
-        enum rdma_cm_event_type type = event->event;
-        int status = event->status;
-        rdma_conn *c = event->id->context;
-
-        rdma_ack_cm_event(event); /* before what may destroy the id */
-        rdma_conn_event(c, type, status);
+        rdma_conn_event(event->id->context, event->event, event->status);
+        /* Not before: the undertaker waits for the ack before it frees the
+         * connection. */
+        rdma_ack_cm_event(event);
     }
 }
 
@@ -433,8 +483,6 @@ static void take_completions(struct ibv_comp_channel *channel)
 
     while (ibv_get_cq_event(channel, &cq, &c) == 0) {
         rdma_conn_receive(c);
-        /* Not before: a connector thread that gives a connect up destroys this
-         * CQ, and waits for the ack, before it frees the connection. */
         ibv_ack_cq_events(cq, 1);
     }
 }
@@ -513,6 +561,10 @@ int rdma_progress_start(rdma_cache *cache)
     pthread_sigmask(SIG_SETMASK, &all, &old);
     rc = pthread_create(&cache->progress, NULL, progress_main, cache);
     cache->started = rc == 0;
+    if (rc == 0) {
+        rc = pthread_create(&cache->undertaker, NULL, undertaker_main, cache);
+        cache->has_undertaker = rc == 0;
+    }
     while (rc == 0 && cache->nconnectors < RDMA_CACHE_CONNECTORS) {
         rc = pthread_create(&cache->connectors[cache->nconnectors], NULL,
                             connector_main, cache);
@@ -537,6 +589,9 @@ void rdma_progress_join(rdma_cache *cache)
     if (cache->started) {
         rdma_cache_wake(cache);
         pthread_join(cache->progress, NULL);
+    }
+    if (cache->has_undertaker) {
+        pthread_join(cache->undertaker, NULL);
     }
     for (i = 0; i < cache->nconnectors; i++) {
         pthread_join(cache->connectors[i], NULL);
