@@ -7,9 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ARENAS    8                     /* of one connection */
-#define ARENA_MIN ((size_t)1024 * 1024) /* bytes */
-#define IDLE      5000000 /* microseconds: then an idle arena is given back */
+#define ARENAS      16                    /* of one connection */
+#define ARENA_LEAST ((size_t)64 * 1024)   /* bytes, when memory is short */
+#define ARENA_GOOD  ((size_t)1024 * 1024) /* bytes, when it is not */
+#define SHARE       16      /* one arena in so many parts of what is free */
+#define IDLE        5000000 /* microseconds: then it is given back */
 
 struct rdma_arenas {
     rdma_mem *mem;
@@ -80,11 +82,12 @@ static int add(rdma_arenas *a, size_t bytes)
     return 0;
 }
 
-/* An arena that can hold len bytes: of a power of two if there is memory, so
- * that the next body finds room in it, too. */
+/* An arena that can hold len bytes, and more, so that the next body finds room in
+ * it, too; but the less memory is left for others, the less more. */
 static int grow(rdma_arenas *a, size_t len)
 {
-    size_t bytes = ARENA_MIN;
+    size_t bytes = ARENA_GOOD;
+    rdma_mem_usage u;
 
     if (len > a->max) {
         return ENOMEM;
@@ -92,7 +95,12 @@ static int grow(rdma_arenas *a, size_t len)
     while (bytes < len) {
         bytes *= 2;
     }
-    return add(a, bytes < a->max ? bytes : a->max) == 0 ? 0 : add(a, len);
+    rdma_mem_usage_get(a->mem, &u);
+    while (bytes > ARENA_LEAST
+           && (bytes > a->max || bytes > (u.budget - u.used) / SHARE)) {
+        bytes /= 2;
+    }
+    return bytes > len && add(a, bytes) == 0 ? 0 : add(a, len);
 }
 
 static int take(rdma_arenas *a, size_t len, rdma_arenas_part *out)
@@ -130,6 +138,11 @@ void rdma_arenas_give(rdma_arenas *a, rdma_arenas_part *part)
         }
     }
     memset(part, 0, sizeof(*part));
+}
+
+void rdma_arenas_drop_idle(rdma_arenas *a)
+{
+    (void)rdma_arenas_trim(a, RDMA_CONN_NEVER);
 }
 
 rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now)

@@ -38,4 +38,7 @@ void rdma_arenas_give(rdma_arenas *a, rdma_arenas_part *part);
 /* Give back what has been idle for long enough. Returns when to come again. */
 rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now);
 
+/* Give back all that is idle: others need the memory. */
+void rdma_arenas_drop_idle(rdma_arenas *a);
+
 #endif /* RDMA_ARENAS_H */

@@ -10,6 +10,7 @@
 
 #define ARENA_LOOK 6000000 /* microseconds: then idle arenas are looked for */
 #define LINGER     100000  /* microseconds: to look for blocks on their way */
+#define MESSAGES   3       /* of one id that may be queued at once */
 #define QUANTUM    ((uint64_t)64 * 1024) /* bytes: less is no progress */
 
 /* ---- set --------------------------------------------------------------- */
@@ -149,11 +150,35 @@ static void say_abort(rdma_body *b, rdma_hdr_abort reason)
 
 /* ---- the worker -------------------------------------------------------- */
 
+/* All of it, or nothing. */
+static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
+{
+    rdma_body_set *set = b->set;
+    rdma_hdr_declined why = RDMA_HDR_CONNECT;
+
+    rdma_conn_lock(set->conn);
+    if (rdma_conn_state_get(set->conn) == RDMA_CONN_OPEN) {
+        why = rdma_conn_queue_room(set->conn) < MESSAGES * (set->live + 1)
+                  ? RDMA_HDR_BUSY
+                  : b->kind->reserve(b, req);
+    }
+    if (why == RDMA_HDR_NOT_DECLINED) {
+        b->next = set->bodies;
+        if (b->next) {
+            b->next->prev = b;
+        }
+        set->bodies = b;
+        set->live++;
+    }
+    rdma_conn_unlock(set->conn);
+    return why;
+}
+
 rdma_hdr_declined rdma_body_open(rdma_body_set *set,
                                  const rdma_hdr_request *req, uint64_t total,
                                  int stream, rdma_body **out)
 {
-    rdma_hdr_declined why = RDMA_HDR_CONNECT;
+    rdma_hdr_declined why;
     rdma_body *b = calloc(1, sizeof(*b));
 
     *out = NULL;
@@ -168,24 +193,26 @@ rdma_hdr_declined rdma_body_open(rdma_body_set *set,
     b->total = total;
     b->streamed = stream;
     b->worker = 1;
-    rdma_conn_lock(set->conn);
-    if (rdma_conn_state_get(set->conn) == RDMA_CONN_OPEN) {
-        why = b->kind->reserve(b, req);
+    why = reserve(b, req);
+    if (why == RDMA_HDR_MEMORY && set->conf.reclaim) {
+        set->conf.reclaim(set->conf.baton);
+        b->thrifty = 1;
+        why = reserve(b, req);
     }
     if (why == RDMA_HDR_NOT_DECLINED) {
-        b->next = set->bodies;
-        if (b->next) {
-            b->next->prev = b;
-        }
-        set->bodies = b;
-        set->live++;
         *out = b;
     }
-    rdma_conn_unlock(set->conn);
-    if (!*out) {
+    else {
         free(b);
     }
     return why;
+}
+
+void rdma_body_reclaim(rdma_body_set *set)
+{
+    if (set->arenas) {
+        rdma_arenas_drop_idle(set->arenas);
+    }
 }
 
 int rdma_body_alive(const rdma_body *b)

@@ -49,6 +49,9 @@ typedef struct rdma_body_conf {
     /* The progress thread is to call rdma_body_expire() at `when`, if it would
      * not do so before. Any thread, connection locked. */
     void (*remind)(void *baton, rdma_conn_time when);
+    /* There is not enough memory for a body: make other connections give back
+     * what is idle. A worker's thread, nothing locked. May be NULL. */
+    void (*reclaim)(void *baton);
     /* As rdma_conn_handler's log. May be NULL. */
     void (*log)(void *baton, int level, const char *line);
     void *baton;
@@ -68,7 +71,7 @@ int rdma_body_set_has(const rdma_body_set *set, uint32_t id);
  * memory, is streamed, and any body if stream is not 0: see rdma_body_head().
  * RDMA_HDR_NOT_DECLINED with *out, or why not (nothing has been posted then):
  * WINDOW: it would have to be streamed, through too small a window; MEMORY;
- * CONNECT: the connection is gone. */
+ * BUSY: too many ids are open on this connection; CONNECT: it is gone. */
 rdma_hdr_declined rdma_body_open(rdma_body_set *set,
                                  const rdma_hdr_request *req, uint64_t total,
                                  int stream, rdma_body **out);
@@ -98,6 +101,9 @@ int rdma_body_finish(rdma_body *b, rdma_hdr_response *head);
  * if nothing was (the answer is declined=why), else the conn that
  * declined=failed must name. */
 uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why);
+
+/* [connection locked] Memory that no body needs is given back now. */
+void rdma_body_reclaim(rdma_body_set *set);
 
 /* ---- the progress thread ----------------------------------------------- */
 

@@ -55,6 +55,7 @@ struct rdma_body {
     uint64_t committed; /* bytes that it has delivered */
     size_t filled;      /* of them in the current block or part */
     unsigned current;
+    int thrifty;  /* memory is short: less will do */
     int streamed; /* through a ring or a chain, the head goes first */
     int head_due; /* a stream has come to the point where its head must go */
     int head_out;

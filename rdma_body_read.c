@@ -9,6 +9,7 @@
 #include <errno.h>
 
 #define PART_LEN ((size_t)512 * 1024) /* bytes, of a stream */
+#define PART_MIN ((size_t)64 * 1024)  /* when memory is short */
 
 static void give_back(rdma_body *b)
 {
@@ -35,19 +36,26 @@ static int take_parts(rdma_body *b, unsigned n, size_t len)
 static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
 {
     size_t most = b->set->conf.arena_max;
+    size_t least = b->thrifty ? PART_MIN : PART_LEN;
+    size_t len;
 
     (void)req;
     if (!b->streamed && b->total <= most && b->total <= UINT32_MAX
         && take_parts(b, 1, (size_t)b->total) == 0) {
         return RDMA_HDR_NOT_DECLINED;
     }
-    /* Unknown, too large, or more than there is memory for. */
-    if (b->total <= RDMA_BODY_PARTS * PART_LEN
-        || take_parts(b, RDMA_BODY_PARTS, PART_LEN)) {
-        return RDMA_HDR_MEMORY;
+    if (!b->thrifty && !b->streamed && b->total <= most) {
+        return RDMA_HDR_MEMORY; /* others may have some that is idle */
     }
-    b->streamed = 1;
-    return RDMA_HDR_NOT_DECLINED;
+    /* Unknown, too large, or more than there is memory for. */
+    for (len = PART_LEN; len >= least; len /= 2) {
+        if (b->total > RDMA_BODY_PARTS * len
+            && take_parts(b, RDMA_BODY_PARTS, len) == 0) {
+            b->streamed = 1;
+            return RDMA_HDR_NOT_DECLINED;
+        }
+    }
+    return RDMA_HDR_MEMORY;
 }
 
 static int part_is_full(const rdma_body *b)

@@ -88,6 +88,7 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
     cache->conf = *conf;
     cache->next_scan = RDMA_CONN_NEVER;
     cache->endpoints = apr_hash_make(pchild);
+    APR_RING_INIT(&cache->all_endpoints, endpoint, link);
     cache->mem = rdma_mem_create(conf->memory);
     cache->events = rdma_create_event_channel();
     cache->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
@@ -141,6 +142,67 @@ static void make_key(const rdma_cache_target *t, endpoint_key *key)
     }
 }
 
+/* [cache locked] */
+static void forget(rdma_cache *cache, endpoint *ep)
+{
+    apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), NULL);
+    APR_RING_REMOVE(ep, link);
+    cache->nendpoints--;
+    free(ep);
+}
+
+void rdma_cache_forget(rdma_cache *cache, rdma_conn_time now,
+                       rdma_conn_time *next)
+{
+    endpoint *ep = APR_RING_FIRST(&cache->all_endpoints);
+
+    while (ep != APR_RING_SENTINEL(&cache->all_endpoints, endpoint, link)) {
+        endpoint *later = APR_RING_NEXT(ep, link);
+        rdma_conn_time until = ep->used + RDMA_CACHE_MEMORY;
+
+        if (ep->slots == 0 && now >= until) {
+            forget(cache, ep);
+        }
+        else if (now < until) { /* and so are all after it */
+            *next = until < *next ? until : *next;
+            return;
+        }
+        ep = later;
+    }
+}
+
+/* [cache locked] One more: the one that was used least recently makes room. */
+static endpoint *add_endpoint(rdma_cache *cache, const endpoint_key *key)
+{
+    endpoint *ep = APR_RING_FIRST(&cache->all_endpoints);
+
+    while (cache->nendpoints >= RDMA_CACHE_ENDPOINTS
+           && ep != APR_RING_SENTINEL(&cache->all_endpoints, endpoint, link)) {
+        endpoint *later = APR_RING_NEXT(ep, link);
+
+        if (ep->slots == 0) {
+            forget(cache, ep);
+        }
+        ep = later;
+    }
+    ep = calloc(1, sizeof(*ep));
+    if (ep) {
+        ep->key = *key;
+        APR_RING_INSERT_TAIL(&cache->all_endpoints, ep, endpoint, link);
+        cache->nendpoints++;
+        apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), ep);
+    }
+    return ep;
+}
+
+/* [cache locked] */
+static void touch(rdma_cache *cache, endpoint *ep)
+{
+    ep->used = rdma_conn_now();
+    APR_RING_REMOVE(ep, link);
+    APR_RING_INSERT_TAIL(&cache->all_endpoints, ep, endpoint, link);
+}
+
 /* [cache locked] NULL: no memory. */
 static endpoint *get_endpoint(rdma_cache *cache, const rdma_cache_target *t)
 {
@@ -150,16 +212,11 @@ static endpoint *get_endpoint(rdma_cache *cache, const rdma_cache_target *t)
     make_key(t, &key);
     ep = apr_hash_get(cache->endpoints, &key, sizeof(key));
     if (!ep) {
-        ep = calloc(1, sizeof(*ep));
-        if (!ep) {
-            return NULL;
-        }
-        ep->key = key;
-        ep->next = cache->all_endpoints;
-        cache->all_endpoints = ep;
-        apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), ep);
+        ep = add_endpoint(cache, &key);
     }
-    ep->used = rdma_conn_now();
+    if (ep) {
+        touch(cache, ep);
+    }
     return ep;
 }
 
@@ -441,7 +498,8 @@ void rdma_cache_release(rdma_cache_slot *slot)
 
     pthread_mutex_lock(&cache->lock);
     slot->refs--;
-    slot->used = slot->ep->used = rdma_conn_now();
+    touch(cache, slot->ep);
+    slot->used = slot->ep->used;
     if (slot->refs == 0 && slot->state == DEAD) {
         pthread_cond_signal(&cache->died);
     }
@@ -535,11 +593,8 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     }
     pthread_mutex_unlock(&cache->lock);
     rdma_progress_join(cache);
-    while (cache->all_endpoints) {
-        endpoint *ep = cache->all_endpoints;
-
-        cache->all_endpoints = ep->next;
-        free(ep);
+    while (!APR_RING_EMPTY(&cache->all_endpoints, endpoint, link)) {
+        forget(cache, APR_RING_FIRST(&cache->all_endpoints));
     }
     rdma_device_free_all(cache);
     rdma_destroy_event_channel(cache->events);

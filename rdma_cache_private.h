@@ -13,6 +13,7 @@
 #include <signal.h>
 
 #include <apr_hash.h>
+#include <apr_ring.h>
 
 #include "rdma_cache.h"
 
@@ -20,6 +21,8 @@
 #define RDMA_CACHE_PER_CLIENT  4 /* connects in flight to one address */
 #define RDMA_CACHE_DEVICES     16
 #define RDMA_CACHE_IDS         1024  /* behind the newest that are remembered */
+#define RDMA_CACHE_ENDPOINTS   8192  /* that are remembered */
+#define RDMA_CACHE_MEMORY      600000000 /* us: for how long, after their use */
 #define RDMA_CACHE_KICK        50000 /* us: until a cancelled connect returned */
 #define RDMA_CACHE_KICK_SIGNAL (SIGRTMIN + 4)
 
@@ -46,7 +49,7 @@ typedef struct endpoint_key {
 } endpoint_key;
 
 typedef struct endpoint {
-    struct endpoint *next; /* the cache's list */
+    APR_RING_ENTRY(endpoint) link; /* the cache's ring, last used last */
     endpoint_key key;
     rdma_cache_slot *current[2]; /* by kind - 1; NULL: not connected */
     rdma_conn_time retry_at[2];
@@ -112,7 +115,8 @@ struct rdma_cache {
     pthread_cond_t changed; /* a slot's state; monotonic clock */
     pthread_cond_t queued;  /* work for connectors */
     pthread_cond_t died;    /* work for the undertaker */
-    endpoint *all_endpoints;
+    APR_RING_HEAD(endpoint_ring, endpoint) all_endpoints;
+    unsigned nendpoints;
     rdma_cache_slot *slots;
     unsigned burials; /* slots that are off the list and not yet freed */
     unsigned streams;
@@ -143,6 +147,11 @@ void rdma_cache_wake(rdma_cache *cache);
 
 /* 1: the same client address. */
 int rdma_cache_same_client(const endpoint *a, const endpoint *b);
+
+/* [cache locked] Forget endpoints that nobody has used for a while: which ids they
+ * have used, and that they could not be reached. */
+void rdma_cache_forget(rdma_cache *cache, rdma_conn_time now,
+                       rdma_conn_time *next);
 
 /* [cache locked] A slot that will never be, or no longer is, of use. The
  * undertaker hangs up, and takes it apart when no worker holds it. */

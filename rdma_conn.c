@@ -170,7 +170,7 @@ static void message_sent(rdma_conn_wr *wr, rdma_conn *c, int ok)
     }
 }
 
-void rdma_conn_reap(rdma_conn *c)
+static void reap(rdma_conn *c)
 {
     struct ibv_wc wc;
     int any = 0;
@@ -235,9 +235,12 @@ static void flush(rdma_conn *c)
         rdma_conn_slot *slot;
 
         if (!c->free_slots) {
-            rdma_conn_reap(c);
-            if (!c->free_slots) {
-                return; /* more peers' credits than completions: later */
+            reap(c);
+            if (!c->free_slots) { /* the peer was faster than our device */
+                if (usable(c) && c->handler->stalled) {
+                    c->handler->stalled(c->baton, c);
+                }
+                return;
             }
             continue; /* the reaping may have closed us */
         }
@@ -264,6 +267,12 @@ static void flush(rdma_conn *c)
 
         rdma_conn_say(c, &pong, NULL);
     }
+}
+
+void rdma_conn_reap(rdma_conn *c)
+{
+    reap(c);
+    flush(c);
 }
 
 int rdma_conn_say(rdma_conn *c, const rdma_hdr_msg *m, rdma_conn_wr *sent)
@@ -296,6 +305,13 @@ int rdma_conn_say(rdma_conn *c, const rdma_hdr_msg *m, rdma_conn_wr *sent)
     q->sent = sent;
     flush(c);
     return 0;
+}
+
+unsigned rdma_conn_queue_room(const rdma_conn *c)
+{
+    unsigned most = RDMA_CONN_QUEUE - RDMA_CONN_CONTROL;
+
+    return c->qlen < most ? most - c->qlen : 0;
 }
 
 int rdma_conn_ping(rdma_conn *c)
@@ -397,7 +413,7 @@ int rdma_conn_wait(rdma_conn *c, int (*test)(void *arg), void *arg,
     for (;;) {
         rdma_conn_time now;
 
-        rdma_conn_reap(c);
+        reap(c);
         flush(c);
         if (test(arg)) {
             return 0;
@@ -414,7 +430,7 @@ int rdma_conn_wait(rdma_conn *c, int (*test)(void *arg), void *arg,
             continue;
         }
         ibv_req_notify_cq(c->send_cq, 0);
-        rdma_conn_reap(c); /* what came before the arming */
+        reap(c); /* what came before the arming */
         if (test(arg)) {   /* true once is enough: it may have posted */
             return 0;
         }
@@ -549,7 +565,7 @@ void rdma_conn_receive(rdma_conn *c)
     if (!c->send_channel && c->state != RDMA_CONN_CLOSED) {
         ibv_req_notify_cq(c->send_cq, 0);
     }
-    rdma_conn_reap(c); /* also what nobody waits for: blocks given up */
+    reap(c); /* also what nobody waits for: blocks given up */
     if (why != RDMA_CONN_CAUSE_NONE) {
         rdma_conn_close(c, why);
     }

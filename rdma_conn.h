@@ -95,6 +95,10 @@ typedef struct rdma_conn_handler {
      * received were delivered first), nothing can be posted. Work requests are
      * done at the latest in rdma_conn_destroy(). Called once. */
     void (*closed)(void *baton, rdma_conn *c);
+    /* Messages are queued, and the peer would take them, but our own SENDs have
+     * not completed yet: rdma_conn_reap() is to be called in some milliseconds.
+     * May be NULL if the send channel is shared, whose events do that. */
+    void (*stalled)(void *baton, rdma_conn *c);
     /* One line for people about this connection; level is syslog's: 3 error, 6
      * info, 7 debug, 8 trace. Never contains a token or an stag. May be NULL. */
     void (*log)(void *baton, rdma_conn *c, int level, const char *line);
@@ -193,6 +197,9 @@ int rdma_conn_has_spoken(const rdma_conn *c);
  * owner's ids can cause, the connection has been closed. */
 int rdma_conn_say(rdma_conn *c, const rdma_hdr_msg *m, rdma_conn_wr *sent);
 
+/* [locked] How many messages can be queued now. */
+unsigned rdma_conn_queue_room(const rdma_conn *c);
+
 /* [locked] Post one signaled RDMA WRITE of len bytes (1 and up), or an RDMA
  * READ into local memory. 0; EAGAIN: RDMA_CONN_DATA (READ: RDMA_CONN_READS) are
  * in flight, wait for one; ENOTCONN; other: the connection has been closed. */
@@ -216,8 +223,8 @@ void rdma_conn_wake(rdma_conn *c);
  * what came off the connection's CQ, dispatch messages, arm again. Takes the
  * lock. */
 void rdma_conn_receive(rdma_conn *c);
-/* [locked] Take send completions, call done(). Needed by nobody who waits;
- * rdma_conn_receive() does it too when the channel is shared. */
+/* [locked] Take send completions, call done(), send what is queued. Needed by
+ * nobody who waits; rdma_conn_receive() does it too. */
 void rdma_conn_reap(rdma_conn *c);
 /* The owner's thread, for each CM event of the connection's id; with
  * hang_up_later before its ack, else after it. Takes the lock. */

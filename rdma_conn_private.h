@@ -14,7 +14,8 @@
 #include "rdma_credit.h"
 
 #define RDMA_CONN_RECV_SLOT 64  /* bytes: a SEND that is too long shows it */
-#define RDMA_CONN_QUEUE     256 /* messages; the ids cannot cause that many */
+#define RDMA_CONN_QUEUE     512 /* messages, together with CONTROL */
+#define RDMA_CONN_CONTROL   8   /* PINGs and PONGs among them */
 
 /* A message slot: its bytes lie in the registered page. */
 typedef struct rdma_conn_slot {

@@ -16,6 +16,7 @@
 #define BACKOFF_FIRST 10000000 /* microseconds */
 #define BACKOFF_MOST  300000000
 #define BACKOFF_DEVICE 1000000
+#define STALL         5000  /* microseconds */
 #define NUDGE_FIRST   10000 /* microseconds */
 #define NUDGE_FACTOR  3
 
@@ -24,6 +25,26 @@
 static void body_remind(void *baton, rdma_conn_time when)
 {
     rdma_cache_remind(baton, when);
+}
+
+/* Until an eighth of the budget is free. */
+static void body_reclaim(void *baton)
+{
+    rdma_cache *cache = baton;
+    rdma_cache_slot *s;
+    rdma_mem_usage u;
+
+    pthread_mutex_lock(&cache->lock);
+    rdma_mem_usage_get(cache->mem, &u);
+    for (s = cache->slots; s && u.budget - u.used < u.budget / 8; s = s->next) {
+        if (s->state == READY && s->kind == RDMA_HDR_READ) {
+            rdma_conn_lock(s->conn);
+            rdma_body_reclaim(s->set);
+            rdma_conn_unlock(s->conn);
+            rdma_mem_usage_get(cache->mem, &u);
+        }
+    }
+    pthread_mutex_unlock(&cache->lock);
 }
 
 static void body_log(void *baton, int level, const char *line)
@@ -38,10 +59,11 @@ static void conn_opened(void *baton, rdma_conn *c)
     rdma_cache_slot *slot = baton;
     rdma_cache *cache = slot->cache;
     rdma_body_conf conf = {.mem = cache->mem,
-                           .arena_max = cache->conf.memory / 4,
+                           .arena_max = cache->conf.memory / 8,
                            .timeout = cache->conf.timeout,
                            .lease_timeout = cache->conf.lease_timeout,
                            .remind = body_remind,
+                           .reclaim = body_reclaim,
                            .log = body_log,
                            .baton = cache};
 
@@ -87,9 +109,18 @@ static void conn_log(void *baton, rdma_conn *c, int level, const char *line)
     slot->cache->conf.log(slot->cache->conf.baton, level, MSG_CONNECTION, line);
 }
 
+static void conn_stalled(void *baton, rdma_conn *c)
+{
+    rdma_cache_slot *slot = baton;
+
+    (void)c;
+    rdma_cache_remind(slot->cache, rdma_conn_now() + STALL);
+}
+
 static const rdma_conn_handler handler = {.message = conn_message,
                                           .opened = conn_opened,
                                           .closed = conn_closed,
+                                          .stalled = conn_stalled,
                                           .log = conn_log};
 
 /* ---- connector threads ------------------------------------------------- */
@@ -275,7 +306,6 @@ static void take_apart(rdma_cache *cache, rdma_cache_slot *s)
     }
     *link = s->next;
     s->ep->slots--;
-    s->ep->used = rdma_conn_now();
     cache->burials++;
     pthread_mutex_unlock(&cache->lock);
     if (s->conn) {
@@ -431,35 +461,6 @@ static void scan_slot(rdma_cache_slot *s, rdma_conn_time now,
     }
 }
 
-/* [cache locked] Forget endpoints that nobody has used for a while. */
-static void scan_endpoints(rdma_cache *cache, rdma_conn_time now,
-                           rdma_conn_time *next)
-{
-    endpoint **link = &cache->all_endpoints;
-
-    while (*link) {
-        endpoint *ep = *link;
-        rdma_conn_time until = ep->used + cache->conf.idle_timeout;
-        int k;
-
-        for (k = 0; k < 2; k++) {
-            if (ep->retry_at[k] > until) {
-                until = ep->retry_at[k];
-            }
-        }
-        if (ep->slots == 0 && now >= until) {
-            *link = ep->next;
-            apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), NULL);
-            free(ep);
-            continue;
-        }
-        if (ep->slots == 0 && until < *next) {
-            *next = until;
-        }
-        link = &ep->next;
-    }
-}
-
 static void scan(rdma_cache *cache)
 {
     rdma_conn_time now = rdma_conn_now();
@@ -471,7 +472,7 @@ static void scan(rdma_cache *cache)
     for (s = cache->slots; s; s = s->next) {
         scan_slot(s, now, &next);
     }
-    scan_endpoints(cache, now, &next);
+    rdma_cache_forget(cache, now, &next);
     pthread_mutex_unlock(&cache->lock);
     rdma_cache_remind(cache, next);
 }

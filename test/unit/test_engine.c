@@ -51,7 +51,7 @@ START_TEST(whole_body_by_read)
     kit_client *c;
     unsigned i;
 
-    kit.conf.memory = 16 * 1024 * 1024;
+    kit.conf.memory = 32 * 1024 * 1024;
     kit_go();
     c = kit_client_new("192.0.2.1");
     for (i = 0; i < SIZES; i++) {
@@ -393,7 +393,7 @@ END_TEST
 /* Two arenas of the largest size are what one connection gets. */
 START_TEST(arenas_are_full)
 {
-    const size_t most = 2 * 1024 * 1024; /* a quarter of the memory */
+    const size_t most = 1024 * 1024; /* an eighth of the memory */
     kit_client *c;
     kit_work a[2], b;
     size_t before;
@@ -440,6 +440,58 @@ START_TEST(memlock_is_small)
     w = kit_request(c, RDMA_HDR_READ, 2, 4 * BLOCK);
     ck_assert_int_eq(kit_serve(&w), -1);
     ck_assert_int_eq(w.why, RDMA_HDR_MEMORY);
+}
+END_TEST
+
+/* What one client leaves idle, another gets. */
+START_TEST(idle_arenas_are_reclaimed)
+{
+    kit_client *c[KIT_CLIENTS];
+    kit_work w;
+    uint32_t i;
+
+    kit.conf.memory = 6 * 1024 * 1024;
+    kit_go();
+    for (i = 0; i < KIT_CLIENTS; i++) {
+        c[i] = kit_client_new("192.0.2.1");
+        w = kit_request(c[i], RDMA_HDR_READ, 1, kit.conf.memory / 8);
+        kit_serve(&w);
+        ck_assert_ptr_null(w.step);
+        kit_take(&w);
+        kit_await_no_bodies();
+    }
+    w = kit_request(c[0], RDMA_HDR_READ, 2, kit.conf.memory / 8);
+    kit_serve(&w);
+    ck_assert_ptr_null(w.step);
+    kit_take(&w);
+}
+END_TEST
+
+/* A client may open more ids than the queue has room for messages about: those
+ * that are too many are declined, and all others can be revoked at once. */
+START_TEST(many_leases_are_revoked_at_once)
+{
+    kit_client *c;
+    kit_work w;
+    uint32_t id = 0;
+
+    kit.conf.memory = 16 * 1024 * 1024;
+    kit.conf.lease_timeout = 3 * KIT_SECOND;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    do {
+        w = kit_request(c, RDMA_HDR_READ, ++id, 1);
+        kit_serve(&w);
+    } while (!w.step && id < 1000);
+    ck_assert_uint_gt(id, 100);
+    ck_assert_uint_lt(id, 1000);
+    ck_assert_int_eq(w.why, RDMA_HDR_BUSY);
+    kit_await_no_bodies(); /* each is aborted and answered */
+    w = kit_request(c, RDMA_HDR_READ, ++id, 1000);
+    kit_serve(&w);
+    ck_assert_ptr_null(w.step);
+    kit_take(&w);
+    ck_assert_uint_eq(c->nconns, 1);
 }
 END_TEST
 
@@ -1154,6 +1206,8 @@ static void add(Suite *s)
     tcase_add_test(t, blocks_run_out);
     tcase_add_test(t, slow_client_pins_no_block);
     tcase_add_test(t, arenas_are_full);
+    tcase_add_test(t, idle_arenas_are_reclaimed);
+    tcase_add_test(t, many_leases_are_revoked_at_once);
     tcase_add_test(t, memlock_is_small);
     tcase_add_loop_test(t, memlock_is_used_up, 0, 2);
     tcase_add_test(t, id_used_twice);
