@@ -79,8 +79,10 @@ static void on_log(void *baton, rdma_conn *c, int level, const char *line)
     }
 }
 
-static const rdma_conn_handler handler = {on_message, on_opened, on_closed,
-                                          on_log};
+static const rdma_conn_handler handler = {.message = on_message,
+                                          .opened = on_opened,
+                                          .closed = on_closed,
+                                          .log = on_log};
 
 static void read_done(rdma_conn_wr *wr, rdma_conn *c, int ok)
 {
