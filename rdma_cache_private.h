@@ -8,6 +8,7 @@
 #ifndef RDMA_CACHE_PRIVATE_H
 #define RDMA_CACHE_PRIVATE_H
 
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -32,7 +33,8 @@ enum {
     MSG_NO_RESOURCES = 53,   /* RDMA0053 */
     MSG_POOL_SMALL = 54,     /* RDMA0054 */
     MSG_THREADS = 55,        /* RDMA0055 */
-    MSG_STUCK = 56           /* RDMA0056 */
+    MSG_STUCK = 56,          /* RDMA0056 */
+    MSG_DEVICE = 57          /* RDMA0057 */
 };
 
 typedef struct endpoint_key {
@@ -59,6 +61,8 @@ typedef struct endpoint {
  * finds it; DEAD from anywhere. */
 typedef enum slot_state { QUEUED, CONNECTING, READY, DEAD } slot_state;
 
+struct device;
+
 /* One attempt to connect, and the connection that came of it. */
 struct rdma_cache_slot {
     struct rdma_cache_slot *next; /* the cache's list */
@@ -78,6 +82,7 @@ struct rdma_cache_slot {
     rdma_conn_time nudge_after;
     pthread_t connector;
     int hung_up;
+    struct device *device; /* under device_lock while connecting */
 
     int cancel; /* atomic: the connect is given up */
     rdma_conn *conn;
@@ -85,11 +90,15 @@ struct rdma_cache_slot {
 };
 
 typedef struct device {
-    struct ibv_context *context;
-    struct ibv_pd *pd; /* write kind: no remote rights in it */
+    struct ibv_context *context; /* NULL: a free entry */
+    struct ibv_pd *pd;           /* write kind: no remote rights in it */
     rdma_mem_pool *pool;
     struct ibv_comp_channel *channel;
     struct ibv_cq *guard; /* see rdma_siw */
+    struct rdma_cm_id *watch;
+    unsigned users; /* slots */
+    int removed;    /* nobody is to use it any more */
+    int unpolled;   /* removed, no users, and the progress thread has left it */
 } device;
 
 struct rdma_cache {
@@ -121,7 +130,6 @@ struct rdma_cache {
 
     pthread_mutex_t device_lock; /* a leaf */
     device devices[RDMA_CACHE_DEVICES];
-    unsigned ndevices;
 };
 
 /* One line for the log. */
@@ -142,12 +150,25 @@ void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why);
 
 /* ---- rdma_device.c ----------------------------------------------------- */
 
-/* The entry of a device, made when first seen; NULL: no resources. */
-device *rdma_device_get(rdma_cache *cache, struct ibv_context *context);
-/* Of rdma_conn_conf; the baton is a slot. */
+/* Of rdma_conn_conf; the baton is a slot, which uses the device from now on. */
 struct ibv_comp_channel *rdma_device_channel(void *baton,
                                              struct ibv_context *context);
 struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context);
+/* The slot has no connection any more. */
+void rdma_device_unuse(rdma_cache_slot *slot);
+
+/* The progress thread: what it is to poll, RDMA_CACHE_DEVICES at most. Returns
+ * how many. */
+unsigned rdma_device_poll_set(rdma_cache *cache, struct pollfd *fds,
+                              struct ibv_comp_channel *channels[]);
+/* 1: the event was a device's, no connection's. */
+int rdma_device_event(rdma_cache *cache, const struct rdma_cm_event *event);
+
+/* The undertaker: one that is removed and that nobody uses, or NULL. */
+device *rdma_device_next_removed(rdma_cache *cache);
+void rdma_device_free(rdma_cache *cache, device *d);
+
+/* All threads have ended. */
 void rdma_device_free_all(rdma_cache *cache);
 
 /* ---- rdma_progress.c --------------------------------------------------- */

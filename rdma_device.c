@@ -2,7 +2,9 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * What a child keeps of each device: the write kind's protection domain with
- * its pool, and the channel of receive completions.
+ * its pool, the channel of receive completions, and a watch, by which we hear
+ * that the device is to be removed, though no connection uses it: the kernel
+ * waits until every process has let go of it.
  */
 #include "rdma_cache_private.h"
 #include "rdma_siw.h"
@@ -11,43 +13,106 @@
 #include <fcntl.h>
 #include <string.h>
 
-device *rdma_device_get(rdma_cache *cache, struct ibv_context *context)
+/* A CM id bound to the device that hears of its removal. Without one (no port
+ * left) the device is let go of when this child ends. */
+static struct rdma_cm_id *make_watch(rdma_cache *cache,
+                                     const struct sockaddr_storage *local,
+                                     const struct ibv_context *context)
 {
-    device *d = NULL;
+    struct sockaddr_storage addr = *local;
+    struct rdma_cm_id *id;
+
+    if (rdma_create_id(cache->events, &id, NULL, RDMA_PS_TCP)) {
+        return NULL;
+    }
+    if (rdma_bind_addr(id, (struct sockaddr *)&addr) || id->verbs != context) {
+        rdma_cache_say(cache, LEVEL_DEBUG, MSG_DEVICE,
+                       "the removal of a device cannot be watched: %s",
+                       strerror(errno));
+        rdma_destroy_id(id);
+        return NULL;
+    }
+    return id;
+}
+
+/* [device_lock] The entry of a device that is not about to go. */
+static device *find(rdma_cache *cache, const struct ibv_context *context)
+{
     unsigned i;
 
-    pthread_mutex_lock(&cache->device_lock);
-    for (i = 0; i < cache->ndevices && !d; i++) {
-        if (cache->devices[i].context == context) {
-            d = &cache->devices[i];
+    for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
+        device *d = &cache->devices[i];
+
+        if (d->context == context && !d->removed) {
+            return d;
         }
     }
-    if (!d && cache->ndevices < RDMA_CACHE_DEVICES) {
-        struct ibv_comp_channel *channel = ibv_create_comp_channel(context);
+    return NULL;
+}
 
-        if (channel && fcntl(channel->fd, F_SETFL, O_NONBLOCK) == 0) {
-            d = &cache->devices[cache->ndevices++];
-            d->context = context;
-            d->channel = channel;
-            d->guard = rdma_siw_guard(context);
-        }
-        else if (channel) {
+/* [device_lock] NULL: no resources, or too many devices. */
+static device *add(rdma_cache_slot *slot, struct ibv_context *context)
+{
+    device *d = find(slot->cache, NULL);
+    struct ibv_comp_channel *channel = NULL;
+
+    if (d) {
+        channel = ibv_create_comp_channel(context);
+    }
+    if (!channel || fcntl(channel->fd, F_SETFL, O_NONBLOCK)) {
+        if (channel) {
             ibv_destroy_comp_channel(channel);
         }
+        return NULL;
     }
-    pthread_mutex_unlock(&cache->device_lock);
-    if (d) {
-        rdma_cache_wake(cache); /* one more channel to listen to */
+    d->context = context;
+    d->channel = channel;
+    d->guard = rdma_siw_guard(context);
+    d->watch = make_watch(slot->cache, &slot->local, context);
+    rdma_cache_wake(slot->cache); /* one more channel to listen to */
+    return d;
+}
+
+/* [device_lock] A slot's connector may meet another device when it tries
+ * again. */
+static device *use(rdma_cache_slot *slot, struct ibv_context *context)
+{
+    device *d = find(slot->cache, context);
+
+    if (!d) {
+        d = add(slot, context);
+    }
+    if (d != slot->device) {
+        if (slot->device) {
+            slot->device->users--;
+        }
+        if (d) {
+            d->users++;
+        }
+        slot->device = d;
     }
     return d;
+}
+
+void rdma_device_unuse(rdma_cache_slot *slot)
+{
+    pthread_mutex_lock(&slot->cache->device_lock);
+    if (slot->device) {
+        slot->device->users--;
+        slot->device = NULL;
+    }
+    pthread_mutex_unlock(&slot->cache->device_lock);
 }
 
 struct ibv_comp_channel *rdma_device_channel(void *baton,
                                              struct ibv_context *context)
 {
     rdma_cache_slot *slot = baton;
-    device *d = rdma_device_get(slot->cache, context);
+    device *d;
 
+    pthread_mutex_lock(&slot->cache->device_lock);
+    d = use(slot, context);
+    pthread_mutex_unlock(&slot->cache->device_lock);
     return d ? d->channel : NULL;
 }
 
@@ -58,17 +123,16 @@ struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
 {
     rdma_cache_slot *slot = baton;
     rdma_cache *cache = slot->cache;
-    device *d = rdma_device_get(cache, context);
     size_t want = cache->conf.memory / 2;
+    struct ibv_pd *pd = NULL;
+    device *d;
 
-    if (!d) {
-        return NULL;
-    }
     pthread_mutex_lock(&cache->device_lock);
-    if (!d->pd) {
+    d = use(slot, context);
+    if (d && !d->pd) {
         d->pd = ibv_alloc_pd(context);
     }
-    if (d->pd && !d->pool) {
+    if (d && d->pd && !d->pool) {
         int rc = rdma_mem_pool_create(cache->mem, d->pd, want, &d->pool);
 
         if (rc || rdma_mem_pool_bytes(d->pool) < want / 2) {
@@ -81,22 +145,113 @@ struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
                 strerror(rc ? rc : ENOMEM));
         }
     }
+    if (d) {
+        pd = d->pd;
+    }
     pthread_mutex_unlock(&cache->device_lock);
-    return d->pd;
+    return pd;
+}
+
+unsigned rdma_device_poll_set(rdma_cache *cache, struct pollfd *fds,
+                              struct ibv_comp_channel *channels[])
+{
+    unsigned n = 0;
+    unsigned i;
+
+    pthread_mutex_lock(&cache->device_lock);
+    for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
+        device *d = &cache->devices[i];
+
+        if (d->removed && d->users == 0 && !d->unpolled) {
+            d->unpolled = 1;
+            pthread_cond_signal(&cache->died);
+        }
+        else if (d->context && !d->unpolled) {
+            channels[n] = d->channel;
+            fds[n++] = (struct pollfd){d->channel->fd, POLLIN, 0};
+        }
+    }
+    pthread_mutex_unlock(&cache->device_lock);
+    return n;
+}
+
+int rdma_device_event(rdma_cache *cache, const struct rdma_cm_event *event)
+{
+    int ours = event->id->context == NULL; /* a connection's has one */
+    unsigned i;
+
+    if (event->event != RDMA_CM_EVENT_DEVICE_REMOVAL) {
+        return ours;
+    }
+    pthread_mutex_lock(&cache->device_lock);
+    for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
+        device *d = &cache->devices[i];
+
+        if (d->context && d->context == event->id->verbs && !d->removed) {
+            d->removed = 1;
+            rdma_cache_say(cache, LEVEL_INFO, MSG_DEVICE,
+                           "%s is being removed: its clients get their bodies "
+                           "over TCP",
+                           ibv_get_device_name(d->context->device));
+        }
+    }
+    pthread_mutex_unlock(&cache->device_lock);
+    return ours;
+}
+
+device *rdma_device_next_removed(rdma_cache *cache)
+{
+    device *d = NULL;
+    unsigned i;
+
+    pthread_mutex_lock(&cache->device_lock);
+    for (i = 0; i < RDMA_CACHE_DEVICES && !d; i++) {
+        if (cache->devices[i].unpolled) {
+            d = &cache->devices[i];
+        }
+    }
+    pthread_mutex_unlock(&cache->device_lock);
+    return d;
+}
+
+static void release(rdma_cache *cache, device *d)
+{
+    rdma_mem_pool_destroy(d->pool);
+    if (d->pd) {
+        ibv_dealloc_pd(d->pd);
+    }
+    ibv_destroy_comp_channel(d->channel);
+    if (d->guard) {
+        ibv_destroy_cq(d->guard);
+    }
+    if (d->watch) {
+        rdma_destroy_id(d->watch);
+    }
+    pthread_mutex_lock(&cache->device_lock);
+    memset(d, 0, sizeof(*d));
+    pthread_mutex_unlock(&cache->device_lock);
+}
+
+void rdma_device_free(rdma_cache *cache, device *d)
+{
+    struct ibv_context **list;
+
+    release(cache, d);
+    /* librdmacm closes a device that has gone when it next looks at the list of
+     * them: now. */
+    list = rdma_get_devices(NULL);
+    if (list) {
+        rdma_free_devices(list);
+    }
 }
 
 void rdma_device_free_all(rdma_cache *cache)
 {
-    while (cache->ndevices > 0) {
-        device *d = &cache->devices[--cache->ndevices];
+    unsigned i;
 
-        rdma_mem_pool_destroy(d->pool);
-        if (d->pd) {
-            ibv_dealloc_pd(d->pd);
-        }
-        ibv_destroy_comp_channel(d->channel);
-        if (d->guard) {
-            ibv_destroy_cq(d->guard);
+    for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
+        if (cache->devices[i].context) {
+            release(cache, &cache->devices[i]);
         }
     }
 }

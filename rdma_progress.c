@@ -16,6 +16,7 @@
 
 #define BACKOFF_FIRST 10000000 /* microseconds */
 #define BACKOFF_MOST  300000000
+#define BACKOFF_DEVICE 1000000
 #define NUDGE_FIRST   10000 /* microseconds */
 #define NUDGE_FACTOR  3
 
@@ -91,7 +92,7 @@ static void conn_opened(void *baton, rdma_conn *c)
     rdma_count_add(RDMA_COUNT_ConnectionsMade, 1);
     rdma_count_add(open_of(slot), 1);
     if (slot->kind == RDMA_HDR_WRITE) {
-        conf.pool = rdma_device_get(cache, rdma_conn_id(c)->verbs)->pool;
+        conf.pool = slot->device->pool;
     }
     slot->set = rdma_body_set_create(c, &conf);
 }
@@ -163,7 +164,10 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
     int ours = why->cause == RDMA_CONN_CAUSE_RESOURCES;
 
     rdma_count_add(failed_for(why->cause), 1);
-    if (!ours && why->cause != RDMA_CONN_CAUSE_CANCELLED) {
+    if (why->cause == RDMA_CONN_CAUSE_DEVICE) { /* it may come any moment */
+        ep->retry_at[k] = rdma_conn_now() + BACKOFF_DEVICE;
+    }
+    else if (!ours && why->cause != RDMA_CONN_CAUSE_CANCELLED) {
         ep->backoff[k] =
             ep->backoff[k] == 0 ? BACKOFF_FIRST : ep->backoff[k] * 2;
         if (ep->backoff[k] > BACKOFF_MOST) {
@@ -328,6 +332,8 @@ static void take_apart(rdma_cache *cache, rdma_cache_slot *s)
     if (s->conn) {
         rdma_conn_destroy(s->conn, destroy_set, s->set);
     }
+    rdma_device_unuse(s);
+    rdma_cache_wake(cache); /* the device may be waiting for that */
     free(s);
     pthread_mutex_lock(&cache->lock);
     cache->burials--;
@@ -360,8 +366,14 @@ static void *undertaker_main(void *arg)
     pthread_mutex_lock(&cache->lock);
     for (;;) {
         rdma_cache_slot *s = next_dead(cache);
+        device *d = s ? NULL : rdma_device_next_removed(cache);
 
-        if (s && s->conn && !s->hung_up) {
+        if (d) {
+            pthread_mutex_unlock(&cache->lock);
+            rdma_device_free(cache, d);
+            pthread_mutex_lock(&cache->lock);
+        }
+        else if (s && s->conn && !s->hung_up) {
             hang_up(cache, s);
         }
         else if (s) {
@@ -522,7 +534,9 @@ static void take_cm_events(rdma_cache *cache)
     struct rdma_cm_event *event;
 
     while (rdma_get_cm_event(cache->events, &event) == 0) {
-        rdma_conn_event(event->id->context, event->event, event->status);
+        if (!rdma_device_event(cache, event)) {
+            rdma_conn_event(event->id->context, event->event, event->status);
+        }
         /* Not before: the undertaker waits for the ack before it frees the
          * connection. */
         rdma_ack_cm_event(event);
@@ -550,18 +564,13 @@ static void *progress_main(void *arg)
         rdma_conn_time wait =
             __atomic_load_n(&cache->next_scan, __ATOMIC_RELAXED);
         struct timespec ts;
-        nfds_t n = 2;
-        nfds_t i;
+        unsigned n;
+        unsigned i;
         uint64_t count;
 
         fds[0] = (struct pollfd){cache->wake_fd, POLLIN, 0};
         fds[1] = (struct pollfd){cache->events->fd, POLLIN, 0};
-        pthread_mutex_lock(&cache->device_lock);
-        for (; n - 2 < cache->ndevices; n++) {
-            channels[n - 2] = cache->devices[n - 2].channel;
-            fds[n] = (struct pollfd){channels[n - 2]->fd, POLLIN, 0};
-        }
-        pthread_mutex_unlock(&cache->device_lock);
+        n = 2 + rdma_device_poll_set(cache, fds + 2, channels);
         if (wait != RDMA_CONN_NEVER) {
             rdma_conn_time now = rdma_conn_now();
 

@@ -63,6 +63,9 @@ void fake_thaw_at_arm(struct rdma_cm_id *id);
 unsigned fake_stuck(struct rdma_cm_id *id);
 /* The connection is lost: both ends hear of it. */
 void fake_kill(struct rdma_cm_id *id);
+/* The device is about to be removed: every connection and every id that is bound
+ * to it hears of it. It is there again at once. */
+void fake_remove_device(void);
 /* 1: posts to a QP in error fail with ENOTCONN; 0: the seed decides whether
  * they fail, are flushed or never complete. */
 void fake_refuse_dead_posts(int on);

@@ -37,7 +37,8 @@ const char *rdma_event_str(enum rdma_cm_event_type type)
         [RDMA_CM_EVENT_CONNECT_REQUEST] = "CONNECT_REQUEST",
         [RDMA_CM_EVENT_ESTABLISHED] = "ESTABLISHED",
         [RDMA_CM_EVENT_REJECTED] = "REJECTED",
-        [RDMA_CM_EVENT_DISCONNECTED] = "DISCONNECTED"};
+        [RDMA_CM_EVENT_DISCONNECTED] = "DISCONNECTED",
+        [RDMA_CM_EVENT_DEVICE_REMOVAL] = "DEVICE_REMOVAL"};
 
     return (size_t)type < sizeof(names) / sizeof(names[0]) && names[type]
                ? names[type]
@@ -405,6 +406,37 @@ int rdma_bind_addr(struct rdma_cm_id *rid, struct sockaddr *addr)
     rid->verbs = &fake_context;
     fake_unlock();
     return 0;
+}
+
+void fake_remove_device(void)
+{
+    fake_id *id;
+
+    fake_lock();
+    for (id = fake.ids; id; id = id->next) {
+        if (id->id.verbs && id->state != CM_LISTENING) {
+            fake_event_for(id, RDMA_CM_EVENT_DEVICE_REMOVAL, 0, NULL, 0, 0);
+        }
+    }
+    fake_unlock();
+}
+
+struct ibv_context **rdma_get_devices(int *n)
+{
+    struct ibv_context **list = calloc(2, sizeof(*list));
+
+    if (list) {
+        list[0] = &fake_context;
+    }
+    if (n) {
+        *n = list != NULL;
+    }
+    return list;
+}
+
+void rdma_free_devices(struct ibv_context **list)
+{
+    free(list);
 }
 
 int rdma_listen(struct rdma_cm_id *rid, int backlog)

@@ -336,6 +336,29 @@ START_TEST(connection_lost)
 }
 END_TEST
 
+/* Everything that was made on it goes, also what no connection uses, or the
+ * kernel would wait for us; afterwards all works again. */
+START_TEST(device_is_removed)
+{
+    rdma_hdr_kind kind = _i & 1 ? RDMA_HDR_READ : RDMA_HDR_WRITE;
+    kit_client *c;
+    kit_work w;
+
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    w = kit_request(c, kind, 1, 5000);
+    kit_serve(&w);
+    if (_i & 2) { /* an idle one, else with a lease */
+        kit_take(&w);
+        kit_await_no_bodies();
+    }
+    fake_remove_device();
+    kit_await_slots(0);
+    kit_await_used(0);
+    next_request_works(c, kind, 2, 2);
+}
+END_TEST
+
 START_TEST(connection_lost_while_a_worker_waits)
 {
     kit_client *c;
@@ -734,6 +757,7 @@ static void add(Suite *s)
     tcase_add_loop_test(t, worker_finishes_too_early, 0, 2);
     t = kit_group(s, "loss");
     tcase_add_loop_test(t, connection_lost, 0, STEPS * 4);
+    tcase_add_loop_test(t, device_is_removed, 0, 4);
     tcase_add_loop_test(t, connection_lost_while_a_worker_waits, 0, 2);
     tcase_add_loop_test(t, client_has_stopped, 0, 2);
     tcase_add_test(t, client_stops_with_a_lease);
