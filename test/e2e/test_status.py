@@ -159,7 +159,7 @@ class TestCounts:
         assert changes(before, settled())["ConnectionsClosedProtocol"] == 1
 
 
-@pytest.mark.httpd("RdmaEnable On\nRdmaIdleTimeout 1s\n"
+@pytest.mark.httpd("RdmaEnable On\nRdmaIdleTimeout 5s\n"
                    "RdmaMaxConnections 2\n")
 def test_why_connections_are_closed(client, before):
     process = client.peer_at([client.site.file(SIZE)], "done", "--clients", 2,
@@ -167,7 +167,7 @@ def test_why_connections_are_closed(client, before):
     client.httpd.access(2)
     assert status()["ConnectionsOpenWrite"] == 2
     client.fetch(SIZE, by="write", alone=False)
-    after = wait_for(ConnectionsOpenWrite=0)
+    after = wait_for(30, ConnectionsOpenWrite=0)
     assert changes(before, after) == {
         "RequestsAsked": 3, "RequestsWrite": 3, "BytesWrite": 3 * SIZE,
         "ConnectionsMade": 3, "ConnectionsClosedEvicted": 1,
