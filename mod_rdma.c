@@ -19,7 +19,9 @@
 #include <http_protocol.h>
 #include <ap_mpm.h>
 #include <mpm_common.h>
+#include <apr_optional_hooks.h>
 #include <apr_strings.h>
+#include <mod_status.h>
 
 #include <infiniband/verbs.h>
 
@@ -27,6 +29,7 @@
 #include "rdma_config.h"
 #include "rdma_filter.h"
 #include "rdma_request.h"
+#include "rdma_status.h"
 #include "rdma_version.h"
 
 
@@ -189,8 +192,12 @@ static int post_config(apr_pool_t *p, apr_pool_t *plog, apr_pool_t *ptemp,
     wanted = 0;
     log_to = s;
     /* The first of the two passes, and -t, are to change nothing. */
-    if (where && ap_state_query(AP_SQ_MAIN_STATE) != AP_SQ_MS_CREATE_PRE_CONFIG
-        && ap_state_query(AP_SQ_RUN_MODE) != AP_SQ_RM_CONFIG_TEST) {
+    if (ap_state_query(AP_SQ_MAIN_STATE) == AP_SQ_MS_CREATE_PRE_CONFIG
+        || ap_state_query(AP_SQ_RUN_MODE) == AP_SQ_RM_CONFIG_TEST) {
+        return OK;
+    }
+    rdma_status_open(s);
+    if (where) {
         announce(ptemp, s, where);
     }
     return OK;
@@ -287,12 +294,21 @@ static void register_hooks(apr_pool_t *p)
     (void)p;
     rdma_filter_register();
     ap_hook_post_config(post_config, NULL, NULL, APR_HOOK_MIDDLE);
+    /* An engine counts from its beginning. */
+    ap_hook_child_init(rdma_status_child_init, NULL, NULL, APR_HOOK_FIRST);
     ap_hook_child_init(child_init, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_child_stopping(child_stopping, NULL, NULL, APR_HOOK_MIDDLE);
+    ap_hook_child_status(rdma_status_child_status, NULL, NULL,
+                         APR_HOOK_MIDDLE);
     /* headers_in is complete and nobody has decided anything. */
     ap_hook_post_read_request(rdma_filter_post_read, NULL, NULL, APR_HOOK_LAST);
     /* Access has been checked, no content has been made. */
     ap_hook_handler(rdma_filter_handler, NULL, NULL, APR_HOOK_REALLY_FIRST);
+    /* Whoever sees the log's line finds it counted. */
+    ap_hook_log_transaction(rdma_request_logged, NULL, NULL, APR_HOOK_FIRST);
+    ap_hook_handler(rdma_status_handler, NULL, NULL, APR_HOOK_MIDDLE);
+    APR_OPTIONAL_HOOK(ap, status_hook, rdma_status_section, NULL, NULL,
+                      APR_HOOK_MIDDLE);
 }
 
 AP_DECLARE_MODULE(rdma) = {

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "rdma_arenas.h"
+#include "rdma_count.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -42,6 +43,7 @@ static void drop(rdma_arenas *a, unsigned i)
     a->bytes -= rdma_mem_arena_bytes(a->of[i].arena);
     rdma_mem_arena_destroy(a->of[i].arena);
     a->of[i] = a->of[--a->n];
+    rdma_count_sub(RDMA_COUNT_ArenasOpen, 1);
 }
 
 void rdma_arenas_destroy(rdma_arenas *a)
@@ -79,6 +81,8 @@ static int add(rdma_arenas *a, size_t bytes)
     a->of[a->n].idle_since = rdma_conn_now();
     a->bytes += rdma_mem_arena_bytes(a->of[a->n].arena);
     a->n++;
+    rdma_count_add(RDMA_COUNT_ArenasAttached, 1);
+    rdma_count_add(RDMA_COUNT_ArenasOpen, 1);
     return 0;
 }
 

@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "rdma_body_private.h"
+#include "rdma_count.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -100,6 +101,30 @@ say_line(const rdma_body *b, int level, const char *fmt, ...)
     conf->log(conf->baton, level, line);
 }
 
+static void count(const rdma_body *b, rdma_count_id write, rdma_count_id read,
+                  uint64_t n)
+{
+    rdma_count_add(b->kind == &rdma_body_write_kind ? write : read, n);
+}
+
+/* From our last word to the client's, what it may read is a lease. */
+static void count_lease(rdma_body *b, body_state to)
+{
+    if (to == SAID && b->nparts > 0 && !b->aborted) {
+        b->leased = 1;
+        rdma_count_add(RDMA_COUNT_LeasesGranted, 1);
+        rdma_count_add(RDMA_COUNT_LeasesOpen, 1);
+    }
+    else if (to == CLOSED && b->leased) {
+        b->leased = 0;
+        rdma_count_sub(RDMA_COUNT_LeasesOpen, 1);
+        rdma_count_add(b->revoked ? RDMA_COUNT_LeasesExpired
+                       : b->taken ? RDMA_COUNT_LeasesDone
+                                  : RDMA_COUNT_LeasesAborted,
+                       1);
+    }
+}
+
 void rdma_body_transit(rdma_body *b, body_state to, const char *why)
 {
     static const char *const names[] = {"RESERVED", "ACTIVE", "SAID", "CLOSED"};
@@ -108,6 +133,7 @@ void rdma_body_transit(rdma_body *b, body_state to, const char *why)
     if (to == CLOSED && b->state != CLOSED) {
         b->set->live--;
     }
+    count_lease(b, to);
     b->state = to;
 }
 
@@ -273,6 +299,10 @@ int rdma_body_commit(rdma_body *b, size_t n)
     }
     b->committed += n;
     b->filled += n;
+    if (b->head_out) {
+        count(b, RDMA_COUNT_BytesWriteStreamed, RDMA_COUNT_BytesReadStreamed,
+              n);
+    }
     return b->kind->commit(b);
 }
 
@@ -316,6 +346,10 @@ int rdma_body_head(rdma_body *b, rdma_hdr_response *head)
         b->head_due = 0;
         b->head_out = 1;
         b->kind->head_out(b);
+        count(b, RDMA_COUNT_RequestsWriteStreamed,
+              RDMA_COUNT_RequestsReadStreamed, 1);
+        count(b, RDMA_COUNT_BytesWriteStreamed, RDMA_COUNT_BytesReadStreamed,
+              b->committed);
     }
     rdma_conn_unlock(b->set->conn);
     return due;
@@ -351,6 +385,10 @@ int rdma_body_finish(rdma_body *b, rdma_hdr_response *head)
         && (b->total == RDMA_BODY_UNKNOWN || b->committed == b->total)) {
         rc = b->kind->finish(b);
     }
+    if (rc == 0 && !b->head_out) {
+        count(b, RDMA_COUNT_RequestsWrite, RDMA_COUNT_RequestsRead, 1);
+        count(b, RDMA_COUNT_BytesWrite, RDMA_COUNT_BytesRead, b->committed);
+    }
     if (rc == 0) {
         describe(b, head);
         let_go(b);
@@ -368,6 +406,7 @@ uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why)
     /* The client may have ended an id for which nothing was posted: it has got
      * our ABORT, so the head must name the connection all the same. */
     posted = b->state == RESERVED ? 0 : rdma_conn_number(c);
+    rdma_count_add(RDMA_COUNT_StreamsCut, b->head_out != 0);
     if (b->state == RESERVED) {
         rdma_body_transit(b, CLOSED, "nothing was posted");
     }
@@ -426,6 +465,7 @@ static int consumed(rdma_body *b, const rdma_hdr_msg *m)
         rdma_conn_wake(b->set->conn); /* a stream may wait for room */
     }
     if (fin) {
+        b->taken = 1;
         peer_last_word(b, "CONSUMED fin");
     }
     return 0;

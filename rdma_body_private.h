@@ -70,6 +70,8 @@ struct rdma_body {
     uint64_t consumed;
     rdma_conn_time deadline; /* SAID: for the client's last word */
     int revoked;             /* the deadline has passed once */
+    int leased;              /* the client has memory of ours */
+    int taken;               /* CONSUMED fin has come */
 
     /* write kind */
     uint32_t stag;

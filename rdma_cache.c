@@ -2,6 +2,7 @@
  * SPDX-License-Identifier: Apache-2.0
  */
 #include "rdma_cache_private.h"
+#include "rdma_count.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -74,6 +75,12 @@ void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why)
 
 /* ---- making and starting ----------------------------------------------- */
 
+static void count_memory(size_t used)
+{
+    rdma_count_set(RDMA_COUNT_MemoryInUse, used);
+    rdma_count_raise(RDMA_COUNT_MemoryPeak, used);
+}
+
 apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
                                rdma_cache **out)
 {
@@ -106,6 +113,8 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
         free(cache);
         return rv;
     }
+    rdma_mem_watch(cache->mem, count_memory);
+    rdma_count_add(RDMA_COUNT_MemoryLimit, conf->memory);
     pthread_mutex_init(&cache->lock, NULL);
     pthread_mutex_init(&cache->device_lock, NULL);
     pthread_condattr_init(&attr);
@@ -245,7 +254,7 @@ static int evict(rdma_cache *cache, const endpoint *client)
         return 0;
     }
     rdma_conn_lock(oldest->conn);
-    rdma_conn_close(oldest->conn, RDMA_CONN_CAUSE_LOCAL);
+    rdma_conn_close(oldest->conn, RDMA_CONN_CAUSE_EVICTED);
     rdma_conn_unlock(oldest->conn);
     rdma_cache_bury(oldest, RDMA_HDR_BUSY);
     return 1;
@@ -301,6 +310,7 @@ static rdma_cache_slot *start_connect(rdma_cache *cache, endpoint *ep,
     slot->deadline = rdma_conn_now() + cache->conf.connect_timeout;
     slot->next = cache->slots;
     cache->slots = slot;
+    rdma_count_add(RDMA_COUNT_ConnectsQueued, 1);
     ep->slots++;
     ep->current[k] = slot;
     rdma_cache_remind(cache, slot->deadline);
@@ -338,7 +348,10 @@ rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
             slot = NULL;
         }
     }
-    if (!slot) {
+    if (slot) {
+        rdma_count_add(RDMA_COUNT_ConnectionsReused, 1);
+    }
+    else {
         slot = start_connect(cache, ep, t, why);
     }
     if (slot) {
@@ -518,6 +531,7 @@ int rdma_cache_stream_begin(rdma_cache *cache)
     pthread_mutex_lock(&cache->lock);
     if (cache->streams < cache->conf.max_streams) {
         cache->streams++;
+        rdma_count_add(RDMA_COUNT_StreamsOpen, 1);
         rc = 0;
     }
     pthread_mutex_unlock(&cache->lock);
@@ -528,6 +542,7 @@ void rdma_cache_stream_end(rdma_cache *cache)
 {
     pthread_mutex_lock(&cache->lock);
     cache->streams--;
+    rdma_count_sub(RDMA_COUNT_StreamsOpen, 1);
     pthread_mutex_unlock(&cache->lock);
 }
 
@@ -600,6 +615,7 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     rdma_destroy_event_channel(cache->events);
     close(cache->wake_fd);
     rdma_mem_destroy(cache->mem);
+    rdma_count_sub(RDMA_COUNT_MemoryLimit, cache->conf.memory);
     pthread_cond_destroy(&cache->died);
     pthread_cond_destroy(&cache->queued);
     pthread_cond_destroy(&cache->changed);

@@ -36,7 +36,8 @@ const char *rdma_conn_cause_name(rdma_conn_cause c)
     static const char *const names[] = {
         "none",     "closed here", "closed by the peer", "protocol error",
         "timeout",  "no device",   "out of resources",   "unreachable",
-        "rejected", "cancelled"};
+        "rejected", "cancelled",   "idle",               "evicted",
+        "stopping"};
 
     return (unsigned)c < sizeof(names) / sizeof(names[0]) ? names[c] : "?";
 }

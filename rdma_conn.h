@@ -61,7 +61,7 @@ typedef enum rdma_conn_state {
 /* Why a connection is CLOSED, or never came up. */
 typedef enum rdma_conn_cause {
     RDMA_CONN_CAUSE_NONE = 0,
-    RDMA_CONN_CAUSE_LOCAL,       /* we closed it: idle, stopping, not needed */
+    RDMA_CONN_CAUSE_LOCAL,       /* we closed it: not needed any more */
     RDMA_CONN_CAUSE_PEER,        /* DISCONNECTED or a flush */
     RDMA_CONN_CAUSE_PROTOCOL,    /* the peer broke PROTOCOL.md */
     RDMA_CONN_CAUSE_TIMEOUT,     /* a deadline passed */
@@ -69,7 +69,10 @@ typedef enum rdma_conn_cause {
     RDMA_CONN_CAUSE_RESOURCES,   /* no memory, descriptors, QPs, memlock */
     RDMA_CONN_CAUSE_UNREACHABLE, /* no route, nobody listens, no answer */
     RDMA_CONN_CAUSE_REJECTED,    /* the client said no: see reject */
-    RDMA_CONN_CAUSE_CANCELLED    /* *cancel was set */
+    RDMA_CONN_CAUSE_CANCELLED,   /* *cancel was set */
+    RDMA_CONN_CAUSE_IDLE,        /* we closed it: nobody has used it for long */
+    RDMA_CONN_CAUSE_EVICTED,     /* to make room for another one */
+    RDMA_CONN_CAUSE_STOPPING     /* because we stop */
 } rdma_conn_cause;
 
 const char *rdma_conn_state_name(rdma_conn_state s);

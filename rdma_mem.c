@@ -17,6 +17,7 @@ struct rdma_mem {
     size_t budget;
     size_t used;
     size_t peak;
+    void (*changed)(size_t used);
 };
 
 rdma_mem *rdma_mem_create(size_t budget)
@@ -48,16 +49,30 @@ void rdma_mem_usage_get(rdma_mem *mem, rdma_mem_usage *out)
     pthread_mutex_unlock(&mem->lock);
 }
 
+void rdma_mem_watch(rdma_mem *mem, void (*changed)(size_t used))
+{
+    mem->changed = changed;
+}
+
+/* [locked] */
+static void set_used(rdma_mem *mem, size_t used)
+{
+    mem->used = used;
+    if (used > mem->peak) {
+        mem->peak = used;
+    }
+    if (mem->changed) {
+        mem->changed(used);
+    }
+}
+
 static int spend(rdma_mem *mem, size_t len)
 {
     int rc = ENOMEM;
 
     pthread_mutex_lock(&mem->lock);
     if (len <= mem->budget - mem->used) {
-        mem->used += len;
-        if (mem->used > mem->peak) {
-            mem->peak = mem->used;
-        }
+        set_used(mem, mem->used + len);
         rc = 0;
     }
     pthread_mutex_unlock(&mem->lock);
@@ -67,7 +82,7 @@ static int spend(rdma_mem *mem, size_t len)
 static void refund(rdma_mem *mem, size_t len)
 {
     pthread_mutex_lock(&mem->lock);
-    mem->used -= len;
+    set_used(mem, mem->used - len);
     pthread_mutex_unlock(&mem->lock);
 }
 

@@ -36,6 +36,9 @@ typedef struct rdma_mem_usage {
     size_t peak; /* the most that was ever registered */
 } rdma_mem_usage;
 void rdma_mem_usage_get(rdma_mem *mem, rdma_mem_usage *out);
+/* Before anything is registered: whom to tell of every change of used. Called
+ * under the budget's lock. */
+void rdma_mem_watch(rdma_mem *mem, void (*changed)(size_t used));
 
 /* ---- region ------------------------------------------------------------ */
 

@@ -5,6 +5,7 @@
  * kernel, and the progress thread, which never does.
  */
 #include "rdma_cache_private.h"
+#include "rdma_count.h"
 
 #include <errno.h>
 #include <netinet/in.h>
@@ -19,6 +20,49 @@
 #define STALL         5000  /* microseconds */
 #define NUDGE_FIRST   10000 /* microseconds */
 #define NUDGE_FACTOR  3
+
+/* ---- what we count ----------------------------------------------------- */
+
+static rdma_count_id open_of(const rdma_cache_slot *slot)
+{
+    return slot->kind == RDMA_HDR_WRITE ? RDMA_COUNT_ConnectionsOpenWrite
+                                        : RDMA_COUNT_ConnectionsOpenRead;
+}
+
+static rdma_count_id closed_for(rdma_conn_cause why)
+{
+    switch (why) {
+    case RDMA_CONN_CAUSE_IDLE:
+        return RDMA_COUNT_ConnectionsClosedIdle;
+    case RDMA_CONN_CAUSE_EVICTED:
+        return RDMA_COUNT_ConnectionsClosedEvicted;
+    case RDMA_CONN_CAUSE_STOPPING:
+        return RDMA_COUNT_ConnectionsClosedStopping;
+    case RDMA_CONN_CAUSE_PEER:
+        return RDMA_COUNT_ConnectionsClosedPeer;
+    case RDMA_CONN_CAUSE_TIMEOUT:
+        return RDMA_COUNT_ConnectionsClosedSilent;
+    case RDMA_CONN_CAUSE_PROTOCOL:
+        return RDMA_COUNT_ConnectionsClosedProtocol;
+    default:
+        return RDMA_COUNT_ConnectionsClosedError;
+    }
+}
+
+static rdma_count_id failed_for(rdma_conn_cause why)
+{
+    switch (why) {
+    case RDMA_CONN_CAUSE_DEVICE:
+    case RDMA_CONN_CAUSE_RESOURCES:
+        return RDMA_COUNT_ConnectionsFailedResources;
+    case RDMA_CONN_CAUSE_REJECTED:
+        return RDMA_COUNT_ConnectionsFailedRejected;
+    case RDMA_CONN_CAUSE_CANCELLED:
+        return RDMA_COUNT_ConnectionsFailedCancelled;
+    default:
+        return RDMA_COUNT_ConnectionsFailedUnreachable;
+    }
+}
 
 /* ---- what connections tell us (their lock is held) --------------------- */
 
@@ -67,6 +111,8 @@ static void conn_opened(void *baton, rdma_conn *c)
                            .log = body_log,
                            .baton = cache};
 
+    rdma_count_add(RDMA_COUNT_ConnectionsMade, 1);
+    rdma_count_add(open_of(slot), 1);
     if (slot->kind == RDMA_HDR_WRITE) {
         conf.pool = slot->device->pool;
     }
@@ -94,7 +140,8 @@ static void conn_closed(void *baton, rdma_conn *c)
 {
     rdma_cache_slot *slot = baton;
 
-    (void)c;
+    rdma_count_sub(open_of(slot), 1);
+    rdma_count_add(closed_for(rdma_conn_cause_get(c)), 1);
     if (slot->set) {
         rdma_body_closed(slot->set);
     }
@@ -147,6 +194,7 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
     unsigned k = slot->kind - 1u;
     int ours = why->cause == RDMA_CONN_CAUSE_RESOURCES;
 
+    rdma_count_add(failed_for(why->cause), 1);
     if (why->cause == RDMA_CONN_CAUSE_DEVICE) { /* it may come any moment */
         ep->retry_at[k] = rdma_conn_now() + BACKOFF_DEVICE;
     }
@@ -199,6 +247,7 @@ static void connect_slot(rdma_cache_slot *slot)
         rdma_conn_close(c, RDMA_CONN_CAUSE_RESOURCES);
         rdma_conn_unlock(c);
     }
+    rdma_count_sub(RDMA_COUNT_ConnectsInFlight, 1);
     pthread_mutex_lock(&cache->lock);
     slot->conn = c;
     if (!c) {
@@ -266,6 +315,8 @@ static void *connector_main(void *arg)
             continue;
         }
         slot->state = CONNECTING;
+        rdma_count_sub(RDMA_COUNT_ConnectsQueued, 1);
+        rdma_count_add(RDMA_COUNT_ConnectsInFlight, 1);
         slot->connector = pthread_self();
         /* What the queue took is not the client's fault. */
         slot->deadline = rdma_conn_now() + cache->conf.connect_timeout;
@@ -409,14 +460,15 @@ static void scan_ready(rdma_cache_slot *s, rdma_conn_time now,
     if (rdma_conn_state_get(c) == RDMA_CONN_OPEN && s->refs == 0
         && rdma_body_set_live(s->set) == 0) {
         if (now >= idle || cache->stopping) {
-            rdma_conn_close(c, RDMA_CONN_CAUSE_LOCAL);
+            rdma_conn_close(c, cache->stopping ? RDMA_CONN_CAUSE_STOPPING
+                                               : RDMA_CONN_CAUSE_IDLE);
         }
         else if (idle < when) {
             when = idle;
         }
     }
     if (rdma_conn_state_get(c) == RDMA_CONN_OPEN && cache->stopping > 1) {
-        rdma_conn_close(c, RDMA_CONN_CAUSE_LOCAL);
+        rdma_conn_close(c, RDMA_CONN_CAUSE_STOPPING);
     }
     if (rdma_conn_state_get(c) == RDMA_CONN_CLOSED) {
         rdma_cache_bury(s, RDMA_HDR_CONNECT);
@@ -438,6 +490,7 @@ static void scan_slot(rdma_cache_slot *s, rdma_conn_time now,
     case QUEUED:
         if (now >= s->deadline || cache->stopping) {
             rdma_cache_bury(s, RDMA_HDR_BUSY);
+            rdma_count_sub(RDMA_COUNT_ConnectsQueued, 1);
             return;
         }
         break;

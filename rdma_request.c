@@ -19,6 +19,7 @@
 #include <apr_tables.h>
 
 #include "rdma_config.h"
+#include "rdma_count.h"
 #include "rdma_request.h"
 
 APLOG_USE_MODULE(rdma);
@@ -35,6 +36,7 @@ struct rdma_request {
     int streaming;           /* counted as a stream */
     int opened;              /* the engine has seen the id: never again */
     int refused;             /* a forbidden address has been logged */
+    int declined;            /* it is answered over TCP */
     uint32_t failed_conn;    /* the body was given up after a post on it; 0 */
 };
 
@@ -105,6 +107,7 @@ rdma_request *rdma_request_read(request_rec *r)
         || r->method_number != M_GET || r->header_only) {
         return NULL;
     }
+    rdma_count_add(RDMA_COUNT_RequestsAsked, 1);
     q = apr_pcalloc(r->pool, sizeof(*q));
     q->status = rdma_hdr_parse_request(field, strlen(field), &q->field);
     ap_set_module_config(r->request_config, &rdma_module, q);
@@ -461,8 +464,24 @@ void rdma_request_decline(rdma_request *q, request_rec *r,
         head.conn = q->failed_conn;
     }
     (void)set_field(r, &head);
+    q->declined = 1;
+    rdma_count_add(RDMA_COUNT_RequestsTcp, 1);
+    rdma_count_add(RDMA_COUNT_DeclinedSmall + why - RDMA_HDR_SMALL, 1);
     note(r, "RDMA_MODE", "tcp");
     note(r, "RDMA_DECLINED", name);
     ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
                   "RDMA0015: id %u: over TCP, declined=%s", head.id, name);
+}
+
+int rdma_request_logged(request_rec *r)
+{
+    rdma_request *q = rdma_request_of(r);
+
+    if (q && q->declined) {
+        while (r->next) {
+            r = r->next;
+        }
+        rdma_count_add(RDMA_COUNT_BytesTcp, (uint64_t)r->bytes_sent);
+    }
+    return DECLINED;
 }

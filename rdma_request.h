@@ -74,4 +74,7 @@ void rdma_request_count(request_rec *r, apr_off_t bytes);
 void rdma_request_decline(rdma_request *q, request_rec *r,
                           rdma_hdr_declined why);
 
+/* The hook log_transaction: only now is it known what went over TCP. */
+int rdma_request_logged(request_rec *r);
+
 #endif /* RDMA_REQUEST_H */

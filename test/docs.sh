@@ -1,6 +1,6 @@
 #!/bin/sh
 # The documents and the code say the same: directives, message ids, declined
-# tokens, options of the programs, the version. Run from the root.
+# tokens, counters, options of the programs, the version. Run from the root.
 #
 #   docs.sh [PROGRAM...]    programs whose --help is held against docs/NAME.1
 set -u
@@ -58,6 +58,18 @@ for id in $(grep -ohE '"RDMA0[0-9]{3}' ./*.c | sort | uniq -d | tr -d '"'); do
     echo "docs: $id has two call sites" >&2
     failed=$((failed + 1))
 done
+# Each counter with its kind, in the same order.
+counters=$(sed -n '/define RDMA_COUNT_TABLE/,/^$/p' rdma_count.h |
+    sed -n 's/^ *X(\([A-Za-z]*\), \([A-Z]*\), .*/\1 \2/p' | tr 'A-Z' 'a-z')
+explained=$(sed -n 's/^| \([A-Z][A-Za-z]*\) | \([a-z]*\) | .*[a-z].*|$/\1 \2/p' \
+    docs/STATUS.md | tr 'A-Z' 'a-z')
+if [ -z "$counters" ] || [ "$counters" != "$explained" ]; then
+    echo "docs: rdma_count.h and docs/STATUS.md differ in:" >&2
+    printf '%s\n%s\n' "$counters" "$explained" | sort | uniq -u >&2
+    failed=$((failed + 1))
+else
+    passed=$((passed + $(echo "$counters" | wc -l)))
+fi
 for program; do
     page=docs/$(basename "$program").1
     options=$("$program" --help | grep -oE '^ *(-[A-Za-z], )?--[a-z-]+' |

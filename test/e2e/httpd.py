@@ -12,6 +12,8 @@ from pathlib import Path
 from hosts import wait_until
 
 PORT = 8080
+STATUS_PORT = 8081  # of the server's own host, so that it is not on the wire
+STATUS_PATH = "/e2e-status"
 MODULES = "/usr/lib/apache2/modules"
 APACHE = "/usr/sbin/apache2"
 
@@ -23,6 +25,7 @@ ServerName server
 PidFile "{root}/pid"
 DefaultRuntimeDir "{root}"
 {listen}
+Listen 127.0.0.1:{status_port}
 LoadModule mpm_{mpm}_module {modules}/mod_mpm_{mpm}.so
 LoadModule authz_core_module {modules}/mod_authz_core.so
 LoadModule dir_module {modules}/mod_dir.so
@@ -41,12 +44,15 @@ ErrorLog "{root}/error.log"
 LogLevel info {rdma_level}
 LogFormat "%>s %b %B %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
 %{{RDMA_DECLINED}}n %m %U" e2e
-CustomLog "{root}/access.log" e2e
+CustomLog "{root}/access.log" e2e "expr=%{{REQUEST_URI}} != '{status}'"
 DocumentRoot "{site}"
 <Directory "{site}">
     AllowOverride None
     Require all granted
 </Directory>
+<Location "{status}">
+    SetHandler rdma-status
+</Location>
 """
 THREADS = """
 ThreadsPerChild 16
@@ -94,6 +100,7 @@ class Httpd:
             threads="" if wanted.mpm == "prefork" else THREADS,
             workers=4 if wanted.mpm == "prefork" else 16,
             rdma_level="rdma:debug" if "rdma_module" in wanted.load else "",
+            status=STATUS_PATH, status_port=STATUS_PORT,
             listen=wanted.listen.format(server4=self.lab.server(4),
                                         server6=self.lab.server(6),
                                         port=PORT))

@@ -61,11 +61,47 @@ void kit_stop(void)
     kit.cache = NULL;
 }
 
+uint64_t kit_count(rdma_count_id id)
+{
+    return __atomic_load_n(&rdma_count_here->of[id], __ATOMIC_RELAXED);
+}
+
+static uint64_t sum(rdma_count_id first, rdma_count_id last)
+{
+    uint64_t n = 0;
+    int id;
+
+    for (id = (int)first; id <= (int)last; id++) {
+        n += kit_count((rdma_count_id)id);
+    }
+    return n;
+}
+
+/* Whatever has been done in this process: what began has ended, for one reason,
+ * and nothing is held. */
+static void check_counts(void)
+{
+    int id;
+
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_ConnectionsMade),
+                      sum(RDMA_COUNT_ConnectionsClosedIdle,
+                          RDMA_COUNT_ConnectionsClosedStopping));
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_LeasesGranted),
+                      sum(RDMA_COUNT_LeasesDone, RDMA_COUNT_LeasesAborted));
+    for (id = 0; id < RDMA_COUNT_N; id++) {
+        if (rdma_count_infos[id].kind == RDMA_COUNT_GAUGE) {
+            ck_assert_msg(kit_count((rdma_count_id)id) == 0, "%s is left",
+                          rdma_count_infos[id].name);
+        }
+    }
+}
+
 void kit_teardown(void)
 {
     if (kit.cache) {
         kit_stop();
     }
+    check_counts();
     while (kit.nclients > 0) {
         kit_client_free(kit.clients[--kit.nclients]);
     }

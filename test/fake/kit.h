@@ -17,6 +17,7 @@
 
 #include "../../rdma_body.h"
 #include "../../rdma_cache.h"
+#include "../../rdma_count.h"
 #include "fake.h"
 
 #define KIT_MS      ((rdma_conn_time)1000)
@@ -138,6 +139,8 @@ void kit_go(void);
 /* A client at this address, which ends with the test. */
 kit_client *kit_client_new(const char *addr);
 void kit_stop(void); /* hard */
+/* What this process has counted. */
+uint64_t kit_count(rdma_count_id id);
 /* Stop the cache and free the clients, and prove that nothing is left. */
 void kit_teardown(void);
 /* Tests with these fixtures. */
