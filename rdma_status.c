@@ -19,6 +19,13 @@
 
 APLOG_USE_MODULE(rdma);
 
+#define KEPT "mod_rdma: counters" /* all builds know it, and what it names */
+
+typedef struct kept_board {
+    rdma_count_board *board;
+    apr_uint32_t layout;
+} kept_board;
+
 static rdma_count_board *board; /* NULL: there is no memory for it */
 
 /* ---- the board --------------------------------------------------------- */
@@ -36,21 +43,18 @@ static unsigned slots_needed(void)
 
 void rdma_status_open(server_rec *s)
 {
-    rdma_count_board **kept;
-    char key[40];
+    kept_board *kept = ap_retained_data_get(KEPT);
 
-    /* Another build of this module may have been loaded before. Its children go
-     * on counting on their board, and nobody looks at it any more. */
-    apr_snprintf(key, sizeof(key), "mod_rdma counters %08x",
-                 rdma_count_layout());
-    kept = ap_retained_data_get(key);
     if (!kept) {
-        kept = ap_retained_data_create(key, sizeof(*kept));
+        kept = ap_retained_data_create(KEPT, sizeof(*kept));
     }
-    if (!*kept) {
-        *kept = rdma_count_board_create(slots_needed());
+    /* Another build may have been loaded until now. What is left of its children
+     * goes on counting on its board, at which nobody looks any more. */
+    if (!kept->board || kept->layout != rdma_count_layout()) {
+        kept->board = rdma_count_board_create(slots_needed());
+        kept->layout = rdma_count_layout();
     }
-    board = *kept;
+    board = kept->board;
     if (!board) {
         ap_log_error(APLOG_MARK, APLOG_ERR, errno, s,
                      "RDMA0006: no shared memory for the counters: there is no "

@@ -1,5 +1,6 @@
 """The programs on the client's host, and the proof of which way bodies went."""
 import json
+import os
 import resource
 import select
 import signal
@@ -47,6 +48,19 @@ class Peer:
     def connections_made(self):
         return {kind: self.json["connections"][kind]
                 for kind in ("write", "read")}
+
+
+def _line(fd, seconds):
+    """The next line of a pipe, and not a byte more: nobody but communicate()
+    is to find what comes after it. Less when it does not come."""
+    line = b""
+    while not line.endswith(b"\n"):
+        ready, _, _ = select.select([fd], [], [], seconds)
+        byte = os.read(fd, 1) if ready else b""
+        if not byte:
+            break
+        line += byte
+    return line
 
 
 class Clients:
@@ -163,9 +177,8 @@ class Clients:
         process = self.start_peer(paths, "--step", f"{step}=stop", *options,
                                   **more)
         for _ in range(count):
-            ready, _, _ = select.select([process.stdout], [], [], 30)
-            line = process.stdout.readline() if ready else ""
-            assert line.startswith("reached"), f"{step}: not reached: {line}"
+            line = _line(process.stdout.fileno(), 30)
+            assert line.startswith(b"reached"), f"{step}: not reached: {line}"
         return process
 
     # ---- which way ------------------------------------------------------

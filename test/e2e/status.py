@@ -26,8 +26,9 @@ def parse(text):
     return values
 
 
-def status(httpd=None):
-    """The totals of all children, by the names of docs/STATUS.md."""
+def status(_httpd=None):
+    """The totals of all children, by the names of docs/STATUS.md. There is one
+    server at a time."""
     code, _, text = ask(STATUS_PATH + "?auto")
     assert code == 200, f"{code}: {text}"
     return parse(text)
