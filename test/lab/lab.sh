@@ -94,6 +94,7 @@ build() {
 
 job=
 qemu=
+timer=
 socket=
 guests=()
 finish() {
@@ -103,6 +104,9 @@ finish() {
     fi
     if [ -n "$qemu" ]; then
         kill -KILL "$qemu" 2>/dev/null || true
+    fi
+    if [ -n "$timer" ]; then
+        kill "$timer" 2>/dev/null || true
     fi
     if [ -n "$job" ]; then
         rm -rf "$job"
@@ -191,7 +195,7 @@ plug() {
 
 # boot SECONDS: runs one guest to its end; 1 when it had to be killed.
 boot() {
-    local limit=$((SECONDS + $1)) image log
+    local limit=$((SECONDS + $1)) image log ended status=0
     image=$kerneldir/vmlinux
     [ -e "$image" ] || image=$kerneldir/vmlinuz
     log=$out/console.log
@@ -232,18 +236,27 @@ boot() {
     setpriv --pdeathsig KILL qemu-system-x86_64 "${machine[@]}" <&4 4<&- &
     qemu=$!
     exec 4<&- 5>&- 6>&-
-    while kill -0 "$qemu" 2>/dev/null; do
-        if [ $SECONDS -ge $limit ]; then
-            kill -KILL "$qemu"
-            wait "$qemu" 2>/dev/null || true
-            qemu=
-            return 1
-        fi
-        sleep 0.1
-    done
-    wait "$qemu" || echo "lab: QEMU ended with status $?" >&2
+    sleeper "$1"
+    # Not by polling, which would take time from what is measured in the guest.
+    wait -n -p ended "$qemu" "$timer" || status=$?
+    if [ "$ended" = "$timer" ]; then
+        timer=
+        kill -KILL "$qemu"
+        wait "$qemu" 2>/dev/null || true
+        qemu=
+        return 1
+    fi
     qemu=
+    kill "$timer"
+    timer=
+    [ $status = 0 ] || echo "lab: QEMU ended with status $status" >&2
     wait
+}
+
+# sleeper SECONDS: sets timer to a process that ends then, or with this one.
+sleeper() {
+    setpriv --pdeathsig KILL sleep "$1" &
+    timer=$!
 }
 
 # complaints: prints what the kernel complained about; 1 when it did not.
@@ -315,7 +328,7 @@ tidy() {
 
 # pair: one `run` for each end, with a watchdog and a console of its own.
 pair() {
-    local role k one status=0 limit='' words=()
+    local role k one ended status=0 words=()
     socket=$(mktemp -d)/link
     for k in "${env[@]}"; do
         words+=(--env "$k")
@@ -327,22 +340,21 @@ pair() {
         guests+=($!)
     done
     while [ ${#guests[@]} -gt 0 ]; do
-        sleep 0.2
+        one=0
+        wait -n -p ended "${guests[@]}" ${timer:+"$timer"} || one=$?
+        if [ "$ended" = "$timer" ]; then
+            timer=
+            kill "${guests[@]}"
+            continue
+        fi
         for k in "${!guests[@]}"; do
-            if kill -0 "${guests[k]}" 2>/dev/null; then
-                continue
-            fi
-            one=0
-            wait "${guests[k]}" || one=$?
-            unset "guests[k]"
-            if [ $status = 0 ] && [ $one != 0 ]; then
-                status=$one
-                limit=$((SECONDS + 30)) # the other may see it by itself
+            if [ "${guests[k]}" = "$ended" ]; then
+                unset "guests[k]"
             fi
         done
-        if [ -n "$limit" ] && [ $SECONDS -ge "$limit" ]; then
-            limit=
-            kill "${guests[@]}" 2>/dev/null || true
+        if [ $status = 0 ] && [ $one != 0 ]; then
+            status=$one
+            sleeper 30 # the other may see it by itself
         fi
     done
     tidy "$status"
