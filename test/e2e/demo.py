@@ -22,7 +22,6 @@ MODES = (("TCP", "off", "tcp"), ("server-write", "write", "write"),
 SIZES = (1024, 64 * 1024, 1 << 20, 16 << 20)
 EXTRA = """
 RdmaMinSize 1
-RdmaMemory 128M
 LogFormat "%U %O" demo
 CustomLog {root}/demo.log demo
 PidFile {root}/pid
@@ -126,8 +125,7 @@ def fetch(opts, url, mode, target):
     """One run of rwget: its JSON, or why there is none."""
     done = subprocess.run(
         [*opts.exec.split(), f"{opts.build}/client/rwget", "--json",
-         f"--rdma={mode}", "--rdma-window=32M",
-         f"--bind-address={opts.client}", "-O", str(target), url],
+         f"--rdma={mode}", f"--bind-address={opts.client}", "-O", str(target), url],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         timeout=300)
     try:
@@ -148,18 +146,24 @@ def amount(count):
 
 def content(root):
     """The files to fetch: a real one, which every machine that can run this
-    has, and generated ones."""
+    has, one that is far larger than the window, which the lab has, and generated
+    ones."""
     docs = root / "htdocs"
     docs.mkdir()
     docs.chmod(0o755)
     release = os.uname().release
-    real = next(
-        path for path in (Path("/lib/modules") / release / "vmlinuz",
+    modules = Path("/lib/modules") / release
+    real = [next(
+        path for path in (modules / "vmlinuz",
                           Path("/boot") / ("vmlinuz-" + release),
                           Path(os.path.realpath("/usr/bin/python3")))
-        if os.access(path, os.R_OK))
-    shutil.copyfile(real, docs / real.name)
-    files = [docs / real.name]
+        if os.access(path, os.R_OK))]
+    if os.access(modules / "linux-image.deb", os.R_OK):
+        real.append(modules / "linux-image.deb")
+    files = []
+    for path in real:
+        files.append(docs / path.name)
+        shutil.copyfile(path, files[-1])
     for size in SIZES:
         files.append(docs / f"{size}.bin")
         files[-1].write_bytes(make(size))
@@ -167,7 +171,7 @@ def content(root):
 
 
 def show(*cells):
-    print("{:12}  {:14}  {:>10}  {:>7}  {:>7}  {:>10}  {}".format(*cells),
+    print("{:15}  {:14}  {:>10}  {:>7}  {:>7}  {:>10}  {}".format(*cells),
           flush=True)
 
 
@@ -200,7 +204,7 @@ def run(opts, server, files, root):
 
 
 def raise_memlock():
-    """Windows of 32 MiB are locked memory; perhaps we may."""
+    """Windows and RdmaMemory are locked memory; perhaps we may."""
     unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     try:
         resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)

@@ -1,7 +1,9 @@
 #!/bin/sh
-# Makes two hosts out of one guest; runs inside it, as root.
+# Makes two hosts out of one guest, or one out of each guest of a pair (lab.sh
+# pair); runs inside it, as root.
 #
 #   hosts.sh up stock|tuned|rxe|none [MTU]     (default MTU 9000)
+#   hosts.sh join stock|tuned|rxe|none [MTU]   in both guests of a pair
 #   hosts.sh down
 #
 # stock, tuned   Soft-iWARP, as Debian ships its source or with
@@ -11,7 +13,9 @@
 #                to its own address, or it would come from the server's.
 # none           the network of stock, and no RDMA device
 #
-# `up` first does `down`. It leaves what scripts need to know in /run/lab.env.
+# `up` and `join` first do `down`. They leave what scripts need to know in
+# /run/lab.env. In a pair LAB_ROLE says which host a guest is, addresses stay
+# from one `join` to the next, and `down` takes only the RDMA device away.
 set -eu
 
 env=/run/lab.env
@@ -99,25 +103,28 @@ active() {
     done
 }
 
-up() {
-    driver=$1
-    mtu=$2
-    client='ip netns exec client'
-    inside='-n client'
+# load: inserts the module of $driver, and sets kind to that of its links.
+load() {
     case $driver in
     stock | tuned)
         insmod /run/lab/siw-"$driver".ko
         kind=siw
         ;;
-    rxe)
-        kind=rxe
+    rxe) kind=rxe ;;
+    none) kind= ;;
+    esac
+}
+
+up() {
+    driver=$1
+    mtu=$2
+    client='ip netns exec client'
+    inside='-n client'
+    load
+    if [ "$driver" = rxe ]; then
         client=
         inside=
-        ;;
-    none)
-        kind=
-        ;;
-    esac
+    fi
 
     ip link add lab_s mtu "$mtu" type veth peer name lab_c mtu "$mtu"
     if [ -n "$inside" ]; then
@@ -152,6 +159,11 @@ END
         active "${kind}_c"
     fi
 
+    leave_env lab_s lab_c
+}
+
+# leave_env SERVER_IF CLIENT_IF
+leave_env() {
     cat >$env.new <<END
 LAB_DRIVER=$driver
 LAB_MTU=$mtu
@@ -162,16 +174,57 @@ CLIENT6=fd77::2
 CLIENTS4='$clients4'
 CLIENTS6='$clients6'
 CLIENT_EXEC='$client'
-SERVER_IF=lab_s
-CLIENT_IF=lab_c
+SERVER_IF=$1
+CLIENT_IF=$2
 SERVER_DEV=${kind:+${kind}_s}
 CLIENT_DEV=${kind:+${kind}_c}
 END
     mv $env.new $env
 }
 
+# card: prints the name of the network card, of which a guest of a pair has one.
+card() {
+    for net in /sys/class/net/*; do
+        if [ -e "$net/device" ]; then
+            basename "$net"
+        fi
+    done
+}
+
+join() {
+    driver=$1
+    mtu=$2
+    client=
+    card=$(card)
+    load
+    case ${LAB_ROLE:-}:$card in
+    :*)
+        echo "hosts.sh: LAB_ROLE is not set: this guest is not of a pair" >&2
+        exit 1
+        ;;
+    *:)
+        echo "hosts.sh: there is no network card" >&2
+        exit 1
+        ;;
+    server:*) end=s host=1 ;;
+    client:*) end=c host=2 ;;
+    esac
+    ip -batch - <<END
+link set $card mtu $mtu
+address replace 10.77.0.$host/24 dev $card
+address replace fd77::$host/64 dev $card nodad
+link set $card up
+END
+    if [ -n "$kind" ]; then
+        rdma link add "${kind}_$end" type "$kind" netdev "$card"
+        active "${kind}_$end"
+    fi
+    leave_env "$card" "$card"
+}
+
 usage() {
-    echo "usage: hosts.sh up stock|tuned|rxe|none [MTU] | hosts.sh down" >&2
+    echo "usage: hosts.sh up|join stock|tuned|rxe|none [MTU] |" \
+        "hosts.sh down" >&2
     exit 2
 }
 
@@ -180,13 +233,13 @@ if [ ! -d /run/lab ]; then
     exit 1
 fi
 case ${1:-} in
-up)
+up | join)
     case ${2:-} in
     stock | tuned | rxe | none) ;;
     *) usage ;;
     esac
     down
-    up "$2" "${3:-9000}"
+    "$1" "$2" "${3:-9000}"
     ;;
 down)
     down

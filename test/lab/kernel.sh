@@ -3,7 +3,7 @@
 # kernel packages, without installing them:
 #
 #   DIR/vmlinux        the kernel (vmlinuz where it could not be unpacked)
-#   DIR/lib/modules/   the modules that a guest may want
+#   DIR/lib/modules/   the modules that a guest may want, and the package itself
 #   DIR/siw/           the source of the Soft-iWARP driver
 #
 # KERNEL is a release such as uname -r prints, VERSION the packages' version.
@@ -49,6 +49,8 @@ dpkg-deb --fsys-tarfile "$dir"/deb/linux-source-*.deb |
     tar -xO "./usr/src/linux-source-$series.tar.xz" |
     tar -xJ -C "$dir" "$siw"
 mv "$dir/$siw" "$dir/siw"
+# Where its guests find a real file that is larger than any window.
+mv "$dir"/deb/linux-image-*.deb "$dir/lib/modules/$kernel/linux-image.deb"
 rm -r "$dir/linux-source-$series" "$dir/deb"
 
 # A bzImage would spend seconds of emulation on unpacking itself, so that is

@@ -11,19 +11,27 @@ usage() {
 usage: lab.sh build
        lab.sh run [OPTION...] -- COMMAND [ARGUMENT...]
        lab.sh shell [OPTION...]
+       lab.sh pair [OPTION...] -- COMMAND [ARGUMENT...]
 
 build   gets the kernel and builds the drivers, where that is not done yet
 run     runs COMMAND in a guest, in /src, and ends with its exit status
 shell   the same with a prompt
+pair    boots two guests, of one processor and 2G each, with a network link
+        between them, and runs COMMAND in both, with LAB_ROLE=server and
+        LAB_ROLE=client; ends with the first status that is not 0
 
   --src DIR      what the guest sees at /src, read-only   (the repository)
   --build DIR    what it sees at /build                   (SRC/build)
   --out DIR      what it sees at /out; keeps console.log and dmesg.txt
-                 (a folder in BUILD, removed after success)
+                 (a folder in BUILD, removed after success); with pair, its
+                 subfolders server and client are
   --env K=V      sets a variable; may be repeated
   --mem SIZE     memory (4G)
   --cpus N       processors (2)
   --timeout N    seconds that COMMAND may take (1800)
+  --link ROLE:PATH
+                 a network card whose other end is a guest of the other ROLE,
+                 server or client, at this socket; what pair is made of
 
 Exit status: COMMAND's; 124 when the kernel complained, 125 when the guest
 died, hung or did not start.
@@ -86,12 +94,25 @@ build() {
 
 job=
 qemu=
+timer=
+socket=
+guests=()
 finish() {
+    if [ ${#guests[@]} -gt 0 ]; then
+        kill "${guests[@]}" 2>/dev/null || true
+        wait
+    fi
     if [ -n "$qemu" ]; then
         kill -KILL "$qemu" 2>/dev/null || true
     fi
+    if [ -n "$timer" ]; then
+        kill "$timer" 2>/dev/null || true
+    fi
     if [ -n "$job" ]; then
         rm -rf "$job"
+    fi
+    if [ -n "$socket" ]; then
+        rm -rf "${socket%/*}"
     fi
 }
 
@@ -102,10 +123,12 @@ options() {
     mem=4G
     cpus=2
     timeout=1800
+    link=
+    accel=tcg
     env=()
     while [ $# -gt 0 ]; do
         case $1 in
-        --src | --build | --out | --mem | --cpus | --timeout | --env)
+        --src | --build | --out | --mem | --cpus | --timeout | --link | --env)
             [ $# -gt 1 ] || die "$1 wants a value"
             if [ "$1" = --env ]; then
                 [[ $2 == [A-Za-z_]*=* ]] || die "--env wants K=V"
@@ -127,6 +150,11 @@ options() {
     done
     command=("$@")
     [[ $timeout =~ ^[0-9]+$ ]] || die "--timeout wants seconds"
+    [[ $link =~ ^((server|client):.+)?$ ]] || die "--link wants ROLE:PATH"
+    if [ -w /dev/kvm ]; then
+        accel=kvm
+    fi
+    env+=("LAB_ACCEL=$accel")
     build=${build:-$src/build}
     mkdir -p "$build"
     keep=yes
@@ -147,18 +175,34 @@ share() {
         "local,path=${2//,/,,},mount_tag=$1,security_model=none,multidevs=remap${3:+,$3}")
 }
 
+# plug ROLE PATH: appends this end of the link to the array machine. The server
+# makes the socket, for which the client waits.
+plug() {
+    local listen=on mac=52:54:00:77:00:01
+    if [ "$1" = client ]; then
+        listen=off
+        mac=52:54:00:77:00:02
+        until [ -S "$2" ]; do
+            [ $SECONDS -lt $limit ] || die "there is no server at $2"
+            sleep 0.1
+        done
+    fi
+    machine+=(-netdev
+        "stream,id=link,server=$listen,addr.type=unix,addr.path=${2//,/,,}"
+        -device
+        "virtio-net-pci,netdev=link,mac=$mac,host_mtu=65535,mrg_rxbuf=on")
+}
+
 # boot SECONDS: runs one guest to its end; 1 when it had to be killed.
 boot() {
-    local limit=$((SECONDS + $1)) accel=tcg,thread=multi image log
-    if [ -w /dev/kvm ]; then
-        accel=kvm
-    fi
+    local limit=$((SECONDS + $1)) image log ended status=0
     image=$kerneldir/vmlinux
     [ -e "$image" ] || image=$kerneldir/vmlinuz
     log=$out/console.log
-    echo "lab: $kernel, ${accel%%,*}, $cpus CPUs, $mem" >&2
+    echo "lab: $kernel, $accel, $cpus CPUs, $mem${link:+, ${link%%:*}}" >&2
 
-    machine=(-name mod_rdma-lab -M q35 -accel "$accel" -cpu max
+    machine=(-name mod_rdma-lab -M q35 -cpu max
+        -accel "${accel/#tcg/tcg,thread=multi}"
         -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
         -no-reboot -kernel "$image" -initrd "$initrd"
         -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable"
@@ -170,6 +214,9 @@ boot() {
     share out "$out"
     share job "$job"
     share modules "$kerneldir/lib/modules/$kernel" readonly=on
+    if [ -n "$link" ]; then
+        plug "${link%%:*}" "${link#*:}"
+    fi
 
     if [ -e "$job/shell" ]; then
         machine+=(-chardev stdio,id=tty,signal=off
@@ -189,18 +236,27 @@ boot() {
     setpriv --pdeathsig KILL qemu-system-x86_64 "${machine[@]}" <&4 4<&- &
     qemu=$!
     exec 4<&- 5>&- 6>&-
-    while kill -0 "$qemu" 2>/dev/null; do
-        if [ $SECONDS -ge $limit ]; then
-            kill -KILL "$qemu"
-            wait "$qemu" 2>/dev/null || true
-            qemu=
-            return 1
-        fi
-        sleep 0.1
-    done
-    wait "$qemu" || echo "lab: QEMU ended with status $?" >&2
+    sleeper "$1"
+    # Not by polling, which would take time from what is measured in the guest.
+    wait -n -p ended "$qemu" "$timer" || status=$?
+    if [ "$ended" = "$timer" ]; then
+        timer=
+        kill -KILL "$qemu"
+        wait "$qemu" 2>/dev/null || true
+        qemu=
+        return 1
+    fi
     qemu=
+    kill "$timer"
+    timer=
+    [ $status = 0 ] || echo "lab: QEMU ended with status $status" >&2
     wait
+}
+
+# sleeper SECONDS: sets timer to a process that ends then, or with this one.
+sleeper() {
+    setpriv --pdeathsig KILL sleep "$1" &
+    timer=$!
 }
 
 # complaints: prints what the kernel complained about; 1 when it did not.
@@ -229,11 +285,9 @@ guest() {
         } >"$job/shell"
     else
         {
-            if [ ${#env[@]} -gt 0 ]; then
-                printf 'export'
-                printf ' %q' "${env[@]}"
-                echo
-            fi
+            printf 'export'
+            printf ' %q' "${env[@]}"
+            echo
             printf 'exec'
             printf ' %q' "${command[@]}"
             echo
@@ -257,13 +311,53 @@ guest() {
         cat "$job/complaints" >&2
         status=124
     fi
+    tidy "$status"
+    exit "$status"
+}
+
+# tidy STATUS: keeps the output folder if it was asked for or may be needed.
+tidy() {
     if [ $keep = no ]; then
-        if [ "$status" = 0 ]; then
+        if [ "$1" = 0 ]; then
             rm -rf "$out"
         else
             echo "lab: kept $out" >&2
         fi
     fi
+}
+
+# pair: one `run` for each end, with a watchdog and a console of its own.
+pair() {
+    local role k one ended status=0 words=()
+    socket=$(mktemp -d)/link
+    for k in "${env[@]}"; do
+        words+=(--env "$k")
+    done
+    for role in server client; do
+        "$here/lab.sh" run --src "$src" --build "$build" --out "$out/$role" \
+            --mem "$mem" --cpus "$cpus" --timeout "$timeout" "${words[@]}" \
+            --link "$role:$socket" --env "LAB_ROLE=$role" -- "${command[@]}" &
+        guests+=($!)
+    done
+    while [ ${#guests[@]} -gt 0 ]; do
+        one=0
+        wait -n -p ended "${guests[@]}" ${timer:+"$timer"} || one=$?
+        if [ "$ended" = "$timer" ]; then
+            timer=
+            kill "${guests[@]}"
+            continue
+        fi
+        for k in "${!guests[@]}"; do
+            if [ "${guests[k]}" = "$ended" ]; then
+                unset "guests[k]"
+            fi
+        done
+        if [ $status = 0 ] && [ $one != 0 ]; then
+            status=$one
+            sleeper 30 # the other may see it by itself
+        fi
+    done
+    tidy "$status"
     exit "$status"
 }
 
@@ -288,6 +382,12 @@ shell)
     options "$@"
     build
     guest shell
+    ;;
+pair)
+    options --cpus 1 --mem 2G "$@"
+    [ ${#command[@]} -gt 0 ] || die "pair wants a command"
+    build
+    pair
     ;;
 *)
     usage >&2
