@@ -101,7 +101,7 @@ static int grow(rdma_arenas *a, size_t len)
     }
     rdma_mem_usage_get(a->mem, &u);
     while (bytes > ARENA_LEAST
-           && (bytes > a->max || bytes > (u.budget - u.used) / SHARE)) {
+           && (bytes > a->max || bytes > u.available / SHARE)) {
         bytes /= 2;
     }
     return bytes > len && add(a, bytes) == 0 ? 0 : add(a, len);

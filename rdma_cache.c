@@ -113,6 +113,7 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
         free(cache);
         return rv;
     }
+    rdma_mem_reserve(cache->mem, conf->memory / 2);
     rdma_mem_watch(cache->mem, count_memory);
     rdma_count_add(RDMA_COUNT_MemoryLimit, conf->memory);
     pthread_mutex_init(&cache->lock, NULL);

@@ -117,8 +117,8 @@ struct ibv_comp_channel *rdma_device_channel(void *baton,
 }
 
 /* The write kind's domain with its pool: registered by a connector thread when
- * the first client comes, never by a worker. Half of the budget, so that the
- * read kind's arenas have the other half. */
+ * the first client comes, never by a worker. Half of the budget, which nobody
+ * else can have before; the read kind's arenas have the other half. */
 struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
 {
     rdma_cache_slot *slot = baton;
@@ -135,6 +135,9 @@ struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
     if (d && d->pd && !d->pool) {
         int rc = rdma_mem_pool_create(cache->mem, d->pd, want, &d->pool);
 
+        if (rc == 0) {
+            rdma_mem_reserve(cache->mem, 0);
+        }
         if (rc || rdma_mem_pool_bytes(d->pool) < want / 2) {
             rdma_cache_say(
                 cache, LEVEL_WARNING, MSG_POOL_SMALL,
@@ -216,7 +219,10 @@ device *rdma_device_next_removed(rdma_cache *cache)
 
 static void release(rdma_cache *cache, device *d)
 {
-    rdma_mem_pool_destroy(d->pool);
+    if (d->pool) {
+        rdma_mem_pool_destroy(d->pool);
+        rdma_mem_reserve(cache->mem, cache->conf.memory / 2);
+    }
     if (d->pd) {
         ibv_dealloc_pd(d->pd);
     }

@@ -15,6 +15,7 @@
 struct rdma_mem {
     pthread_mutex_t lock;
     size_t budget;
+    size_t reserved;
     size_t used;
     size_t peak;
     void (*changed)(size_t used);
@@ -40,10 +41,29 @@ void rdma_mem_destroy(rdma_mem *mem)
     }
 }
 
+/* 1: what is set aside counts as free. */
+static size_t available(const rdma_mem *mem, int for_pool)
+{
+    size_t free = mem->budget - mem->used;
+
+    if (for_pool) {
+        return free;
+    }
+    return free > mem->reserved ? free - mem->reserved : 0;
+}
+
+void rdma_mem_reserve(rdma_mem *mem, size_t bytes)
+{
+    pthread_mutex_lock(&mem->lock);
+    mem->reserved = bytes;
+    pthread_mutex_unlock(&mem->lock);
+}
+
 void rdma_mem_usage_get(rdma_mem *mem, rdma_mem_usage *out)
 {
     pthread_mutex_lock(&mem->lock);
     out->budget = mem->budget;
+    out->available = available(mem, 0);
     out->used = mem->used;
     out->peak = mem->peak;
     pthread_mutex_unlock(&mem->lock);
@@ -66,12 +86,12 @@ static void set_used(rdma_mem *mem, size_t used)
     }
 }
 
-static int spend(rdma_mem *mem, size_t len)
+static int spend(rdma_mem *mem, size_t len, int for_pool)
 {
     int rc = ENOMEM;
 
     pthread_mutex_lock(&mem->lock);
-    if (len <= mem->budget - mem->used) {
+    if (len <= available(mem, for_pool)) {
         set_used(mem, mem->used + len);
         rc = 0;
     }
@@ -96,15 +116,15 @@ static size_t whole_pages(size_t len)
     return len > SIZE_MAX - page ? 0 : (len + page - 1) / page * page;
 }
 
-int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
-                 rdma_mem_region *out)
+static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
+               int for_pool, rdma_mem_region *out)
 {
     int rc;
     void *base;
 
     memset(out, 0, sizeof(*out));
     len = whole_pages(len);
-    if (!len || spend(mem, len)) {
+    if (!len || spend(mem, len, for_pool)) {
         return ENOMEM;
     }
     base = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
@@ -124,6 +144,12 @@ int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
     out->base = base;
     out->len = len;
     return 0;
+}
+
+int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
+                 rdma_mem_region *out)
+{
+    return map(mem, pd, len, access, 0, out);
 }
 
 void rdma_mem_unmap(rdma_mem *mem, rdma_mem_region *r)
@@ -160,8 +186,8 @@ int rdma_mem_pool_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
     int rc;
 
     *out = NULL;
-    while ((rc = rdma_mem_map(mem, pd, blocks * RDMA_MEM_BLOCK,
-                              IBV_ACCESS_LOCAL_WRITE, &region))
+    while ((rc = map(mem, pd, blocks * RDMA_MEM_BLOCK, IBV_ACCESS_LOCAL_WRITE,
+                     1, &region))
                == ENOMEM
            && blocks > 1) {
         blocks /= 2;

@@ -33,8 +33,11 @@ void rdma_mem_destroy(rdma_mem *mem);
 typedef struct rdma_mem_usage {
     size_t budget;
     size_t used; /* registered now */
+    size_t available; /* for anything but a pool */
     size_t peak; /* the most that was ever registered */
 } rdma_mem_usage;
+/* Set so much aside that only a pool may have; 0 when there is one. */
+void rdma_mem_reserve(rdma_mem *mem, size_t bytes);
 void rdma_mem_usage_get(rdma_mem *mem, rdma_mem_usage *out);
 /* Before anything is registered: whom to tell of every change of used. Called
  * under the budget's lock. */

@@ -71,7 +71,7 @@ static void body_remind(void *baton, rdma_conn_time when)
     rdma_cache_remind(baton, when);
 }
 
-/* Until an eighth of the budget is free. */
+/* Until an eighth of the budget is there to be had. */
 static void body_reclaim(void *baton)
 {
     rdma_cache *cache = baton;
@@ -80,7 +80,7 @@ static void body_reclaim(void *baton)
 
     pthread_mutex_lock(&cache->lock);
     rdma_mem_usage_get(cache->mem, &u);
-    for (s = cache->slots; s && u.budget - u.used < u.budget / 8; s = s->next) {
+    for (s = cache->slots; s && u.available < u.budget / 8; s = s->next) {
         if (s->state == READY && s->kind == RDMA_HDR_READ) {
             rdma_conn_lock(s->conn);
             rdma_body_reclaim(s->set);

@@ -150,11 +150,12 @@ class Clients:
         return result, entry
 
     def start_peer(self, paths, *options, mode="write,read", family=4,
-                   verify=f"stamp:{SEED:#x}", requests=None):
-        """A run over these paths; options as rdma_peer --help says."""
+                   verify=f"stamp:{SEED:#x}", requests=None, full=True):
+        """A run over these paths; options as rdma_peer --help says. full: with
+        a line and a digest for each body, which takes time."""
         server = self.lab.server(family)
         words = [PEER, "--server", f"{server if family == 4 else f'[{server}]'}"
-                 f":{PORT}", "--mode", mode, "--json=full"]
+                 f":{PORT}", "--mode", mode, "--json=full" if full else "--json"]
         if "--bind" not in options:
             words += ["--bind", self.lab.client(family)]
         if verify:

@@ -41,6 +41,19 @@ class Site:
             path.write_bytes(make(size, seed))
         return f"/{path.relative_to(self.root)}"
 
+    def sparse(self, size, seed=SEED):
+        """The path of a file of that size in which the first word of each
+        64 KiB is its offset xor the seed, and there is nothing else."""
+        path = self.root / f"{size}-sparse.bin"
+        if not path.exists():
+            with open(path, "wb") as file:
+                file.truncate(size)
+                for at in range(0, size, 1 << 16):
+                    file.seek(at)
+                    word = (at ^ seed).to_bytes(8, "big")
+                    file.write(word[:size - at])
+        return f"/{path.name}"
+
     def sha256(self, path):
         return hashlib.sha256((self.root / path[1:]).read_bytes()).hexdigest()
 

@@ -77,7 +77,7 @@ static void usage(void)
          "  --read-size SIZE     (256k)\n"
          "  --links N            connections of a client (256)\n"
          "  --no-address-check   accept from everywhere\n"
-         "  --verify sha256:HEX | stamp:SEED[@OFFSET]\n"
+         "  --verify sha256:HEX | stamp:SEED[@OFFSET] | sparse:SEED\n"
          "  --bytes N            length of every body\n"
          "  --timeout S          of a request (60)\n"
          "  --retry              ask again, without the field, when a kept"
@@ -204,6 +204,11 @@ static bool verify(const char *text)
         opt.verify = VERIFY_STAMP;
         opt.seed = strtoull(text + 6, NULL, 0);
         opt.base = at != NULL ? size_of(at + 1) : 0;
+        return true;
+    }
+    if (strncmp(text, "sparse:", 7) == 0) {
+        opt.verify = VERIFY_SPARSE;
+        opt.seed = strtoull(text + 7, NULL, 0);
         return true;
     }
     return false;

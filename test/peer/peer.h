@@ -14,7 +14,7 @@
 #include "wire.h"
 
 enum { BINDS_MAX = 64, LIST_MAX = 65536, TEXT_MAX = 120, ERRORS_MAX = 32 };
-enum verify { VERIFY_NONE, VERIFY_SHA, VERIFY_STAMP };
+enum verify { VERIFY_NONE, VERIFY_SHA, VERIFY_STAMP, VERIFY_SPARSE };
 enum path { PATH_NONE, PATH_WRITE, PATH_READ, PATH_TCP, PATHS };
 
 struct list {
