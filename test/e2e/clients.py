@@ -50,7 +50,7 @@ class Peer:
                 for kind in ("write", "read")}
 
 
-def _line(fd, seconds):
+def line_of(fd, seconds):
     """The next line of a pipe, and not a byte more: nobody but communicate()
     is to find what comes after it. Less when it does not come."""
     line = b""
@@ -178,7 +178,7 @@ class Clients:
         process = self.start_peer(paths, "--step", f"{step}=stop", *options,
                                   **more)
         for _ in range(count):
-            line = _line(process.stdout.fileno(), 30)
+            line = line_of(process.stdout.fileno(), 30)
             assert line.startswith(b"reached"), f"{step}: not reached: {line}"
         return process
 

@@ -91,6 +91,7 @@ RdmaConnectTimeout 20
 ThreadsPerChild 8
 MaxRequestWorkers 8
 MaxSpareThreads 8
+AsyncRequestWorkerFactor 16
 """))
 def test_leases_hold_no_worker(client, leases):
     """Eight workers serve others while more clients than that have not yet

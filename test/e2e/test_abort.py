@@ -1,0 +1,126 @@
+"""Streams that are cut, and single bodies that are given up: the end that
+remains sees it, and what shares the connection is not disturbed."""
+import os
+import signal
+import time
+
+import pytest
+
+from hosts import wait_until
+from httpd import conf
+from status import status, wait_for
+
+SIZE = 3_000_000
+WINDOW = 65536
+CONF = conf("""
+RdmaEnable On
+RdmaTimeout 2s
+RdmaLeaseTimeout 2s
+LoadModule cgid_module /usr/lib/apache2/modules/mod_cgid.so
+<Location /programs>
+    Options +ExecCGI
+    SetHandler cgi-script
+</Location>
+ThreadsPerChild 32
+MaxRequestWorkers 32
+MaxSpareThreads 32
+""")
+pytestmark = [pytest.mark.httpd(CONF), pytest.mark.driver("tuned")]
+MODES = pytest.mark.parametrize("mode", ["write", "read"])
+
+
+def quiet():
+    """Nothing is held for anybody."""
+    wait_for(15, LeasesOpen=0, StreamsOpen=0, ArenasOpen=0)
+
+
+@pytest.mark.parametrize("how", [
+    "abort", "disconnect", "reset-http", "close-http",
+    *(pytest.param(how, marks=pytest.mark.long) for how in (
+        "destroy-qp", "stop", "stall"))])
+@MODES
+def test_the_client_leaves_its_stream(client, mode, how):
+    """One of four, in the middle; the others get all of theirs."""
+    step = "first-message" if mode == "write" else "before-consumed"
+    hold = ["--hold", 8] if how in ("stop", "stall") else []
+    run = client.peer([client.site.file(SIZE)], "--clients", 4, "--window",
+                      WINDOW, "--step", f"{step}@2/3={how}", *hold,
+                      "--timeout", 20, "--progress", 2, mode=mode, requests=3,
+                      full=False)
+    assert run.mismatched == 0 and run.unexpected == 0, run.json
+    assert run.ok >= 3 * 3 + 1, run.json
+    for _ in range(9):
+        client.tally.body(run.paths[mode] >= 9, SIZE)
+    client.httpd.skip_access()
+    quiet()
+
+
+@MODES
+def test_the_client_is_killed(client, mode):
+    process = client.start_peer(
+        [client.site.file(SIZE)], "--window", WINDOW, "--step",
+        "first-message=stall", "--step", "before-consumed=stall", mode=mode)
+    wait_for(StreamsOpen=1)
+    process.kill()
+    client.finish(process)
+    quiet()
+    client.httpd.skip_access()
+
+
+@MODES
+@pytest.mark.parametrize("how", ["truncated", "program", "killed"])
+def test_the_server_cuts_a_stream(client, mode, how):
+    """The client must not take it for the whole."""
+    before = status()
+    length, part = SIZE, SIZE // 2
+    if how == "program":
+        path = client.site.text("programs/breaks", f"""#!/bin/sh
+echo Content-Type: application/octet-stream
+echo Content-Length: {length}
+echo
+head -c {part} /dev/zero
+""", 0o755)
+        client.httpd.expect({"RDMA0020": None})
+    else:
+        path = client.site.file(SIZE, how)
+    client.lab.netem("rate", "8mbit", "limit", "10000")
+    try:
+        process = client.start_rwget(path, rdma=mode)
+        wait_for(StreamsOpen=before["StreamsOpen"] + 1)
+        time.sleep(0.5)
+        if how == "truncated":
+            os.truncate(client.site.root / path[1:], part)
+            client.httpd.expect({"RDMA0021": None})
+        elif how == "killed":
+            child, = client.httpd.children()
+            client.httpd.expect({"AH00052": None})
+            os.kill(child, signal.SIGKILL)
+    finally:
+        client.lab.mend()
+    ended, out, err = client.finish(process)
+    if how == "truncated":
+        (client.site.root / path[1:]).unlink()
+    assert ended not in (0, 9) and ended > 0, (ended, out, err)
+    client.httpd.skip_access()
+    wait_until(client.httpd.children, 10, "a child")
+    quiet()
+    client.fetch(100_000, by=mode, alone=False)
+
+
+@MODES
+@pytest.mark.parametrize("step", ["request-sent", "first-message", "head",
+                                  "before-consumed"])
+def test_one_of_several_on_a_connection(client, mode, step):
+    """It is given up; whoever shares the connection keeps it."""
+    if (mode, step) == ("read", "first-message"):
+        pytest.skip("nothing is said before the head")
+    run = client.peer([client.site.file(200_000), client.site.file(700_000)],
+                      "--concurrency", 4, "--window", 256 << 10, "--step",
+                      f"{step}@5=abort", "--timeout", 20, "--progress", 2,
+                      mode=mode, requests=12, full=False)
+    assert run.mismatched == 0 and run.unexpected == 0, run.json
+    assert run.ok >= 11, run.json
+    assert run.connections_made[mode] == 1, run.json
+    assert run.json["connections"]["lost"] == 0, run.json
+    client.httpd.skip_access()
+    quiet()
