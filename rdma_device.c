@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <unistd.h>
 
 /* A CM id bound to the device that hears of its removal. Without one (no port
  * left) the device is let go of when this child ends. */
@@ -35,16 +36,14 @@ static struct rdma_cm_id *make_watch(rdma_cache *cache,
     return id;
 }
 
-/* [device_lock] The entry of a device that is not about to go. */
+/* [device_lock] The entry of a device, or (NULL) a free one. */
 static device *find(rdma_cache *cache, const struct ibv_context *context)
 {
     unsigned i;
 
     for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
-        device *d = &cache->devices[i];
-
-        if (d->context == context && !d->removed) {
-            return d;
+        if (cache->devices[i].context == context) {
+            return &cache->devices[i];
         }
     }
     return NULL;
@@ -81,6 +80,9 @@ static device *use(rdma_cache_slot *slot, struct ibv_context *context)
 
     if (!d) {
         d = add(slot, context);
+    }
+    else if (d->removed) {
+        d = NULL;
     }
     if (d != slot->device) {
         if (slot->device) {
@@ -238,17 +240,30 @@ static void release(rdma_cache *cache, device *d)
     pthread_mutex_unlock(&cache->device_lock);
 }
 
+/* The context belongs to librdmacm, which closes it when it next has reason to
+ * look at the list of devices, or never (if there is none any more); and having it
+ * look, with rdma_get_devices(), opens all other devices and may confuse it
+ * (up to version 44 at least it sorts the list by differences of pointers cut
+ * to an int; when it has lost all, its next rdma_create_id() waits for itself).
+ * So its descriptors become ones that refer to nothing: the kernel takes that for
+ * a close, calls that come late fail, and librdmacm can close them when it likes. */
+static void let_go(const struct ibv_context *context)
+{
+    int nothing = open("/", O_PATH | O_CLOEXEC);
+
+    if (nothing >= 0) {
+        (void)dup3(nothing, context->async_fd, O_CLOEXEC);
+        (void)dup3(nothing, context->cmd_fd, O_CLOEXEC);
+        close(nothing);
+    }
+}
+
 void rdma_device_free(rdma_cache *cache, device *d)
 {
-    struct ibv_context **list;
+    const struct ibv_context *context = d->context;
 
     release(cache, d);
-    /* librdmacm closes a device that has gone when it next looks at the list of
-     * them: now. */
-    list = rdma_get_devices(NULL);
-    if (list) {
-        rdma_free_devices(list);
-    }
+    let_go(context);
 }
 
 void rdma_device_free_all(rdma_cache *cache)

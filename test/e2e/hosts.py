@@ -111,6 +111,12 @@ class Lab:
                      if f"comm {program}" in line]
         return held
 
+    def holder(self, program="apache2"):
+        """The one process of this name that holds queue pairs."""
+        pid, = {re.search(r" pid (\d+) ", line).group(1)
+                for line in self.objects(program) if " lqpn " in line}
+        return int(pid)
+
     # ---- faults ---------------------------------------------------------
 
     def netem(self, *words):

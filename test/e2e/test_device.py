@@ -51,7 +51,7 @@ def test_removed_and_added(client, device, mode, state):
                                  mode=mode)
     elif state == "stream":
         process = client.start_peer(
-            [client.site.file(3_000_000)], "--window", 65536, "--step",
+            [client.site.file(20_000_000)], "--window", 65536, "--step",
             "first-message=stall", "--step", "before-read=stall", mode=mode)
         wait_for(StreamsOpen=1)
     assert device.remove() < 10

@@ -143,7 +143,7 @@ def test_hard_stop_while_workers_wait(client, mode):
     """Streams wait for a client that consumes nothing, connects for one that
     does not answer."""
     waits = client.start_peer(
-        [client.site.file(3_000_000)], "--clients", 4, "--window", 65536,
+        [client.site.file(20_000_000)], "--clients", 4, "--window", 65536,
         "--step", "first-message=stall", "--step", "before-read=stall",
         mode=mode, full=False)
     wait_for(StreamsOpen=4)

@@ -44,7 +44,7 @@ def held(client):
 @pytest.mark.httpd(conf("""
 RdmaEnable On
 RdmaConnectTimeout 10
-RdmaIdleTimeout 10m
+RdmaIdleTimeout 600
 RdmaMaxConnectionsPerClient 100
 ThreadsPerChild 32
 MaxRequestWorkers 32

@@ -173,3 +173,27 @@ def test_loss_and_reorder(client, driver, mode):
         client.tally.body(body["path"] == mode, 400_000)
         assert body["path"] == mode
     client.httpd.access(requests)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("driver", [
+    pytest.param("tuned", marks=pytest.mark.driver("tuned")),
+    pytest.param("stock", marks=pytest.mark.driver("stock"))])
+@pytest.mark.parametrize("mode", ["write", "read"])
+@pytest.mark.httpd(MANY)
+def test_five_hundred_over_a_bad_line(client, driver, mode):
+    paths = [client.site.file(size, seed=SEED + (n << 50))
+             for n, size in enumerate((20_000, 90_000, 400_000, 1_300_000), 1)]
+    client.lab.netem("delay", "20ms", "loss", "2%", "reorder", "5%",
+                     "limit", "10000")
+    try:
+        run = client.peer(paths, "--clients", 10, mode=mode, verify=None,
+                          requests=50, seconds=400)
+    finally:
+        client.lab.mend()
+    assert (run.status, run.ok, run.paths[mode]) == (0, 500, 500), run.json
+    sums = {path: client.site.sha256(path) for path in paths}
+    for body in run.details:
+        assert body["sha256"] == sums[body["url"]], body
+        client.tally.body(body["path"] == mode, body["bytes"])
+    client.httpd.access(500)

@@ -421,24 +421,6 @@ void fake_remove_device(void)
     fake_unlock();
 }
 
-struct ibv_context **rdma_get_devices(int *n)
-{
-    struct ibv_context **list = calloc(2, sizeof(*list));
-
-    if (list) {
-        list[0] = &fake_context;
-    }
-    if (n) {
-        *n = list != NULL;
-    }
-    return list;
-}
-
-void rdma_free_devices(struct ibv_context **list)
-{
-    free(list);
-}
-
 int rdma_listen(struct rdma_cm_id *rid, int backlog)
 {
     (void)backlog;

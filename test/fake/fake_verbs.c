@@ -23,6 +23,8 @@ static struct ibv_device device = {.node_type = IBV_NODE_RNIC,
                                    .transport_type = IBV_TRANSPORT_IWARP,
                                    .name = "fake0"};
 struct ibv_context fake_context = {.device = &device,
+                                   .cmd_fd = -1,
+                                   .async_fd = -1,
                                    .ops = {.poll_cq = poll_cq,
                                            .req_notify_cq = req_notify_cq,
                                            .post_send = post_send,

@@ -366,6 +366,25 @@ static void await(unsigned (*number)(void), unsigned wanted, const char *what)
     pthread_mutex_unlock(&cache->lock);
 }
 
+static unsigned count_devices(void)
+{
+    rdma_cache *cache = kit.cache;
+    unsigned n = 0;
+    unsigned i;
+
+    pthread_mutex_lock(&cache->device_lock);
+    for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
+        n += cache->devices[i].context != NULL;
+    }
+    pthread_mutex_unlock(&cache->device_lock);
+    return n;
+}
+
+void kit_await_no_devices(void)
+{
+    await(count_devices, 0, "devices");
+}
+
 void kit_await_slots(unsigned n)
 {
     await(count_slots, n, "slots");

@@ -187,6 +187,8 @@ int kit_body_is_right(const kit_work *w);
 
 /* Wait until the cache has n slots (connections, and those in the making). */
 void kit_await_slots(unsigned n);
+/* ... until nothing is kept of the device. */
+void kit_await_no_devices(void);
 /* ... until no id is open. */
 void kit_await_no_bodies(void);
 /* ... until so many bytes are registered by the server. */

@@ -355,6 +355,7 @@ START_TEST(device_is_removed)
     fake_remove_device();
     kit_await_slots(0);
     kit_await_used(0);
+    kit_await_no_devices();
     next_request_works(c, kind, 2, 2);
 }
 END_TEST
