@@ -138,6 +138,9 @@ static int make_slots(rdma_conn *c, rdma_conn_failure *why)
                           receives + (size_t)c->nslots * RDMA_HDR_MSG_LEN,
                           IBV_ACCESS_LOCAL_WRITE, &c->region);
 
+    if (rc == EDQUOT) { /* as when a body finds none: no error */
+        return refuse(why, RDMA_CONN_CAUSE_RESOURCES, 0, "the memory budget");
+    }
     if (rc) {
         return refuse(why, RDMA_CONN_CAUSE_RESOURCES, rc, "ibv_reg_mr");
     }

@@ -41,15 +41,18 @@ void rdma_mem_destroy(rdma_mem *mem)
     }
 }
 
-/* 1: what is set aside counts as free. */
-static size_t available(const rdma_mem *mem, int for_pool)
+/* What it is for; each leaves alone what is kept for those before it. */
+typedef enum use { FOR_POOL, FOR_REGION, FOR_ARENA } use;
+
+static size_t available(const rdma_mem *mem, use what)
 {
     size_t free = mem->budget - mem->used;
+    size_t kept = what == FOR_POOL ? 0 : mem->reserved;
 
-    if (for_pool) {
-        return free;
+    if (what == FOR_ARENA) {
+        kept += mem->budget / RDMA_MEM_ARENAS_LEAVE;
     }
-    return free > mem->reserved ? free - mem->reserved : 0;
+    return free > kept ? free - kept : 0;
 }
 
 void rdma_mem_reserve(rdma_mem *mem, size_t bytes)
@@ -63,7 +66,7 @@ void rdma_mem_usage_get(rdma_mem *mem, rdma_mem_usage *out)
 {
     pthread_mutex_lock(&mem->lock);
     out->budget = mem->budget;
-    out->available = available(mem, 0);
+    out->available = available(mem, FOR_ARENA);
     out->used = mem->used;
     out->peak = mem->peak;
     pthread_mutex_unlock(&mem->lock);
@@ -86,12 +89,12 @@ static void set_used(rdma_mem *mem, size_t used)
     }
 }
 
-static int spend(rdma_mem *mem, size_t len, int for_pool)
+static int spend(rdma_mem *mem, size_t len, use what)
 {
-    int rc = ENOMEM;
+    int rc = EDQUOT;
 
     pthread_mutex_lock(&mem->lock);
-    if (len <= available(mem, for_pool)) {
+    if (len <= available(mem, what)) {
         set_used(mem, mem->used + len);
         rc = 0;
     }
@@ -117,15 +120,19 @@ static size_t whole_pages(size_t len)
 }
 
 static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
-               int for_pool, rdma_mem_region *out)
+               use what, rdma_mem_region *out)
 {
     int rc;
     void *base;
 
     memset(out, 0, sizeof(*out));
     len = whole_pages(len);
-    if (!len || spend(mem, len, for_pool)) {
+    if (!len) {
         return ENOMEM;
+    }
+    rc = spend(mem, len, what);
+    if (rc) {
+        return rc;
     }
     base = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                 -1, 0);
@@ -149,7 +156,7 @@ static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
 int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
                  rdma_mem_region *out)
 {
-    return map(mem, pd, len, access, 0, out);
+    return map(mem, pd, len, access, FOR_REGION, out);
 }
 
 void rdma_mem_unmap(rdma_mem *mem, rdma_mem_region *r)
@@ -186,10 +193,12 @@ int rdma_mem_pool_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
     int rc;
 
     *out = NULL;
-    while ((rc = map(mem, pd, blocks * RDMA_MEM_BLOCK, IBV_ACCESS_LOCAL_WRITE,
-                     1, &region))
-               == ENOMEM
-           && blocks > 1) {
+    for (;;) {
+        rc = map(mem, pd, blocks * RDMA_MEM_BLOCK, IBV_ACCESS_LOCAL_WRITE,
+                 FOR_POOL, &region);
+        if ((rc != ENOMEM && rc != EDQUOT) || blocks == 1) {
+            break;
+        }
         blocks /= 2;
     }
     if (rc) {
@@ -269,7 +278,7 @@ int rdma_mem_arena_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
     if (!arena) {
         return ENOMEM;
     }
-    rc = rdma_mem_map(mem, pd, bytes, IBV_ACCESS_REMOTE_READ, &arena->region);
+    rc = map(mem, pd, bytes, IBV_ACCESS_REMOTE_READ, FOR_ARENA, &arena->region);
     if (rc) {
         free(arena);
         return rc;

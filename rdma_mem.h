@@ -30,10 +30,14 @@ typedef struct rdma_mem rdma_mem;
 rdma_mem *rdma_mem_create(size_t budget);
 void rdma_mem_destroy(rdma_mem *mem);
 
+/* Arenas leave this share of the budget (1/n) for what is not an arena, so
+ * that a connection can still be made when bodies have taken all they can. */
+#define RDMA_MEM_ARENAS_LEAVE 16
+
 typedef struct rdma_mem_usage {
     size_t budget;
     size_t used; /* registered now */
-    size_t available; /* for anything but a pool */
+    size_t available; /* for an arena */
     size_t peak; /* the most that was ever registered */
 } rdma_mem_usage;
 /* Set so much aside that only a pool may have; 0 when there is one. */
@@ -52,8 +56,8 @@ typedef struct rdma_mem_region {
 } rdma_mem_region;
 
 /* Map at least len bytes and register them in pd with these access flags.
- * 0; ENOMEM: the budget, the address space or RLIMIT_MEMLOCK forbids it; or
- * the errno of ibv_reg_mr. On failure *out is all zero and nothing is held. */
+ * 0; EDQUOT: the budget forbids it; ENOMEM: the address space or
+ * RLIMIT_MEMLOCK does; or the errno of ibv_reg_mr. On failure *out is all zero and nothing is held. */
 int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
                  rdma_mem_region *out);
 /* Deregister, then unmap: in this order the pages can never be reused while a

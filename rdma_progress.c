@@ -193,6 +193,7 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
     endpoint *ep = slot->ep;
     unsigned k = slot->kind - 1u;
     int ours = why->cause == RDMA_CONN_CAUSE_RESOURCES;
+    int loud; /* something that an administrator can mend */
 
     rdma_count_add(failed_for(why->cause), 1);
     if (why->cause == RDMA_CONN_CAUSE_DEVICE) { /* it may come any moment */
@@ -206,8 +207,9 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
         }
         ep->retry_at[k] = rdma_conn_now() + ep->backoff[k];
     }
-    rdma_cache_say(cache, ours ? LEVEL_ERR : LEVEL_INFO,
-                   ours ? MSG_NO_RESOURCES : MSG_CONNECT_FAILED,
+    loud = ours && why->error != 0;
+    rdma_cache_say(cache, loud ? LEVEL_ERR : LEVEL_INFO,
+                   loud ? MSG_NO_RESOURCES : MSG_CONNECT_FAILED,
                    "connect back to port %u (%s) failed at %s: %s%s%s%s%s",
                    ntohs(ep->key.port), rdma_hdr_kind_name(slot->kind),
                    why->step, rdma_conn_cause_name(why->cause),

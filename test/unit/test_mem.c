@@ -90,17 +90,35 @@ START_TEST(budget_is_kept)
     rdma_mem_usage u;
 
     ck_assert_int_eq(rdma_mem_map(mem, pd, MIB, 0, &a), 0);
-    ck_assert_int_eq(rdma_mem_map(mem, pd, 1, 0, &b), ENOMEM);
+    ck_assert_int_eq(rdma_mem_map(mem, pd, 1, 0, &b), EDQUOT);
     ck_assert_ptr_null(b.base);
     rdma_mem_unmap(mem, &a);
     ck_assert_int_eq(rdma_mem_map(mem, pd, MIB - page, 0, &a), 0);
-    ck_assert_int_eq(rdma_mem_map(mem, pd, page + 1, 0, &b), ENOMEM);
+    ck_assert_int_eq(rdma_mem_map(mem, pd, page + 1, 0, &b), EDQUOT);
     ck_assert_int_eq(rdma_mem_map(mem, pd, page, 0, &b), 0);
     rdma_mem_unmap(mem, &a);
     rdma_mem_unmap(mem, &b);
     rdma_mem_usage_get(mem, &u);
     ck_assert_uint_eq(u.peak, MIB);
     ck_assert_uint_eq(u.budget, MIB);
+}
+END_TEST
+
+START_TEST(arenas_leave_some)
+{
+    size_t most = MIB / 2 - MIB / RDMA_MEM_ARENAS_LEAVE;
+    rdma_mem_arena *arena;
+    rdma_mem_region a, b;
+
+    rdma_mem_reserve(mem, MIB / 2);
+    ck_assert_int_eq(rdma_mem_arena_create(mem, pd, most + 1, &arena), EDQUOT);
+    ck_assert_int_eq(rdma_mem_arena_create(mem, pd, most, &arena), 0);
+    ck_assert_int_eq(
+        rdma_mem_map(mem, pd, MIB / RDMA_MEM_ARENAS_LEAVE, 0, &a), 0);
+    ck_assert_int_eq(rdma_mem_map(mem, pd, 1, 0, &b), EDQUOT);
+    rdma_mem_unmap(mem, &a);
+    rdma_mem_arena_destroy(arena);
+    rdma_mem_reserve(mem, 0);
 }
 END_TEST
 
@@ -111,12 +129,13 @@ START_TEST(sizes_that_cannot_be)
     rdma_mem_region r;
     rdma_mem_arena *arena;
     size_t i;
+    int rc;
 
     for (i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
-        ck_assert_int_eq(rdma_mem_map(mem, pd, lens[i], 0, &r), ENOMEM);
+        rc = lens[i] == SIZE_MAX / 2 ? EDQUOT : ENOMEM;
+        ck_assert_int_eq(rdma_mem_map(mem, pd, lens[i], 0, &r), rc);
         ck_assert_ptr_null(r.base);
-        ck_assert_int_eq(rdma_mem_arena_create(mem, pd, lens[i], &arena),
-                         ENOMEM);
+        ck_assert_int_eq(rdma_mem_arena_create(mem, pd, lens[i], &arena), rc);
         ck_assert_ptr_null(arena);
     }
 }
@@ -275,7 +294,7 @@ START_TEST(arena_refuses)
     rdma_mem_part p;
     size_t i;
 
-    ck_assert_int_eq(rdma_mem_arena_create(mem, pd, MIB + 1, &arena), ENOMEM);
+    ck_assert_int_eq(rdma_mem_arena_create(mem, pd, MIB + 1, &arena), EDQUOT);
     ck_assert_ptr_null(arena);
     ck_assert_int_eq(rdma_mem_arena_create(mem, pd, page, &arena), 0);
     for (i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
@@ -379,6 +398,7 @@ int main(void)
     tcase_add_checked_fixture(tc, begin, end);
     tcase_add_test(tc, region_is_whole_zeroed_pages);
     tcase_add_test(tc, budget_is_kept);
+    tcase_add_test(tc, arenas_leave_some);
     tcase_add_test(tc, sizes_that_cannot_be);
     tcase_add_test(tc, refusal_of_the_device_is_refunded);
     tcase_add_test(tc, memory_that_cannot_be_deregistered);
