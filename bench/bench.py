@@ -1,7 +1,7 @@
 """Measures what bodies cost by RDMA and by TCP; see docs/BENCH.md.
 
     bench.py [--quick] [--cells PATTERN] [--ways NAME,...] [--rounds N]
-             [--seconds N] [--build DIR]
+             [--seconds N] [--bytes N] [--cpu MODEL] [--build DIR]
 
 Boots a pair of guests (test/lab/lab.sh), in which it starts itself again: as
 server.py in one and client.py in the other.
@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import cells
@@ -37,6 +38,8 @@ def options():
                         help="that a measurement takes at least (10)")
     parser.add_argument("--bytes", type=int, default=200 * MIB,
                         help="that it moves at least")
+    parser.add_argument("--cpu", default="max",
+                        help="QEMU's model for the guests' processors (max)")
     parser.add_argument("--build", default=str(SOURCE / "build"))
     opts = parser.parse_args()
     everything = [way.name for way in cells.WAYS]
@@ -66,6 +69,24 @@ def used_by_us():
     return used.ru_utime + used.ru_stime
 
 
+@contextmanager
+def ahead():
+    """Ahead of whatever else runs on this machine, where we may: what a guest
+    waits for a processor looks like work in there."""
+    group = Path("/proc/self/autogroup")  # where it exists, niceness is within
+    try:
+        os.nice(-20)
+        if group.exists():
+            group.write_text("-20")
+    except OSError:
+        group = None
+    try:
+        yield
+    finally:
+        if group and group.exists():
+            group.write_text("0")
+
+
 def boot(opts, folder):
     """Runs both guests to their end: status, and CPUs that others used."""
     measurements = sum(len(cell.ways(opts.ways)) for cell in opts.cells) \
@@ -73,11 +94,13 @@ def boot(opts, folder):
     # Starting programs, and slow ways that take longer for the volume.
     limit = 300 + 60 * len(opts.cells) + measurements * (3 * opts.seconds + 20)
     begun, before = time.monotonic(), busy() - used_by_us()
-    status = subprocess.run(
-        [str(SOURCE / "test/lab/lab.sh"), "pair", "--build", opts.build,
-         "--out", str(folder / "lab"), "--timeout", str(limit), "--",
-         "/usr/bin/python3", "bench/bench.py", *sys.argv[1:]],
-        check=False).returncode
+    with ahead():
+        status = subprocess.run(
+            [str(SOURCE / "test/lab/lab.sh"), "pair", "--build", opts.build,
+             "--out", str(folder / "lab"), "--timeout", str(limit),
+             "--cpu", opts.cpu, "--",
+             "/usr/bin/python3", "bench/bench.py", *sys.argv[1:]],
+            check=False).returncode
     others = busy() - used_by_us() - before
     return status, max(0, others / (time.monotonic() - begun))
 
@@ -101,6 +124,7 @@ def main():
         r'MOD_RDMA_VERSION\s+"(.*?)"',
         (SOURCE / "rdma_version.h").read_text()).group(1)
     results["others"] = others
+    results["cpu"] = opts.cpu
     for cell in results["cells"]:
         cell["medians"] = report.summary(cell)
     path = folder / ("quick.json" if opts.quick else "full.json")

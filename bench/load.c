@@ -7,13 +7,13 @@
  *
  * MODE is tcp, write or read. Each client is a thread with an rdmahttp of its
  * own: one kept-alive HTTP connection and, in modes write and read, one RDMA
- * connection. Each fetches once, and compares every byte with FILE; then "ready"
- * is printed. When a line comes on standard input, all go on until SECONDS have
- * passed and BYTES have come, whichever is later, and look at lengths only.
- * What they did is printed as JSON. ADDRESS is that of this host.
+ * connection. Each fetches once, and compares every byte with FILE; then
+ * "ready" is printed. When a line comes on standard input, all go on until
+ * SECONDS have passed and BYTES have come, whichever is later, and look at
+ * lengths only. What they did is printed as JSON. ADDRESS is that of this host.
  *
- * A response that came another way than MODE, was not 200, or had another length
- * than FILE is an error: exit status 1.
+ * A response that came another way than MODE, was not 200, or had another
+ * length than FILE is an error: exit status 1.
  */
 #include <fcntl.h>
 #include <inttypes.h>
@@ -89,7 +89,8 @@ static int get(client *c)
          && strcmp(rdmahttp_path_name(result.path), c->r->mode) == 0;
     if (!ok) {
         fprintf(stderr,
-                "load: %s: status %d, HTTP %ld, %" PRIu64 " bytes, by %s: %s%s\n",
+                "load: %s: status %d, HTTP %ld, %" PRIu64
+                " bytes, by %s: %s%s\n",
                 c->r->url, status, result.http, c->at,
                 rdmahttp_path_name(result.path), result.why, result.message);
     }

@@ -86,8 +86,8 @@ def text(results):
                          results["packages"].items())
     lines = [
         f"mod_rdma {results['mod_rdma']}; two guests of one CPU each "
-        f"({results['accel']}), idle {idle} of it; Linux {results['kernel']}, "
-        f"{packages}"]
+        f"({results['accel']}, {results['cpu']}),\nwhich use {idle} of it when "
+        f"idle; Linux {results['kernel']},\n{packages}"]
     lines += ["\n" + table(results, cell) for cell in results["cells"]]
     lines.append(
         "\nhttpd: the serving processes alone (`verbs`: bench/verbs). CPU of "

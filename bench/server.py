@@ -1,5 +1,5 @@
-"""The server's host: does what the client's host tells it, line by line as JSON,
-over a connection of its own."""
+"""The server's host: does what the client's host tells it, line by line as
+JSON, over a connection of its own."""
 import json
 import resource
 import shutil

@@ -10,16 +10,16 @@
  * HOW is write (unsignaled RDMA WRITEs), write-signaled, or read. For each body
  * of SIZE bytes the client sends a message; the server WRITEs the body into the
  * client's memory and then sends a message, or sends a message, after which the
- * client READs. So there is one body at a time, as with one HTTP client, and its
- * end is known at the receiver. Nobody polls without sleeping. Pieces are as long
- * as those of mod_rdma and its client.
+ * client READs. So there is one body at a time, as with one HTTP client, and
+ * its end is known at the receiver. Nobody polls without sleeping. Pieces are
+ * as long as those of mod_rdma and its client.
  *
- * `fetch` takes one body and compares it; the rest is as in load.c. `serve` runs
- * until it is killed, one connection at a time.
+ * `fetch` takes one body and compares it; the rest is as in load.c. `serve`
+ * runs until it is killed, one connection at a time.
  *
- * Why not perftest: it counts what the sender has handed over, not what has come;
- * its set-up falls into what would be measured from outside; and it keeps a queue
- * of bodies in flight, which no HTTP client does.
+ * Why not perftest: it counts what the sender has handed over, not what has
+ * come; its set-up falls into what would be measured from outside; and it keeps
+ * a queue of bodies in flight, which no HTTP client does.
  */
 #include <inttypes.h>
 #include <stdio.h>

@@ -28,6 +28,7 @@ pair    boots two guests, of one processor and 2G each, with a network link
   --env K=V      sets a variable; may be repeated
   --mem SIZE     memory (4G)
   --cpus N       processors (2)
+  --cpu MODEL    QEMU's model of them (max)
   --timeout N    seconds that COMMAND may take (1800)
   --link ROLE:PATH
                  a network card whose other end is a guest of the other ROLE,
@@ -122,13 +123,15 @@ options() {
     out=
     mem=4G
     cpus=2
+    cpu=max
     timeout=1800
     link=
     accel=tcg
     env=()
     while [ $# -gt 0 ]; do
         case $1 in
-        --src | --build | --out | --mem | --cpus | --timeout | --link | --env)
+        --src | --build | --out | --mem | --cpus | --cpu | --timeout | \
+            --link | --env)
             [ $# -gt 1 ] || die "$1 wants a value"
             if [ "$1" = --env ]; then
                 [[ $2 == [A-Za-z_]*=* ]] || die "--env wants K=V"
@@ -201,7 +204,7 @@ boot() {
     log=$out/console.log
     echo "lab: $kernel, $accel, $cpus CPUs, $mem${link:+, ${link%%:*}}" >&2
 
-    machine=(-name mod_rdma-lab -M q35 -cpu max
+    machine=(-name mod_rdma-lab -M q35 -cpu "$cpu"
         -accel "${accel/#tcg/tcg,thread=multi}"
         -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
         -no-reboot -kernel "$image" -initrd "$initrd"
@@ -335,8 +338,9 @@ pair() {
     done
     for role in server client; do
         "$here/lab.sh" run --src "$src" --build "$build" --out "$out/$role" \
-            --mem "$mem" --cpus "$cpus" --timeout "$timeout" "${words[@]}" \
-            --link "$role:$socket" --env "LAB_ROLE=$role" -- "${command[@]}" &
+            --mem "$mem" --cpus "$cpus" --cpu "$cpu" --timeout "$timeout" \
+            --link "$role:$socket" "${words[@]}" --env "LAB_ROLE=$role" \
+            -- "${command[@]}" &
         guests+=($!)
     done
     while [ ${#guests[@]} -gt 0 ]; do
