@@ -24,8 +24,8 @@ if [ "${LAB:-}" != guest ]; then
     esac
     build=${BUILD:-$here/../../build}
     mkdir -p "$build"
-    exec "$here/../lab/lab.sh" run --build "$build" --timeout $timeout -- \
-        sh test/e2e/run.sh "$what"
+    exec "$here/../lab/lab.sh" run --build "$build" --timeout $timeout \
+        --env "SEED=${SEED:-}" --env "N=${N:-}" -- sh test/e2e/run.sh "$what"
 fi
 
 for file in module/mod_rdma.so client/rwget peer/rdma_peer; do
