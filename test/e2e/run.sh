@@ -27,7 +27,8 @@ if [ "${LAB:-}" != guest ]; then
     esac
     build=${BUILD:-$here/../../build}
     mkdir -p "$build"
-    exec "$here/../lab/lab.sh" run --build "$build" --timeout $timeout \
+    layer=$("$here/../lab/lab.sh" servers)
+    exec "$here/../lab/lab.sh" run --layer "$layer" --build "$build" --timeout $timeout \
         --env "SAN=${SAN:-}" --env "SEED=${SEED:-}" --env "N=${N:-}" -- sh test/e2e/run.sh "$what"
 fi
 
