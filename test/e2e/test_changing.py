@@ -18,6 +18,7 @@ MODES = pytest.mark.parametrize("mode", ["write", "read"])
 
 pytestmark = pytest.mark.httpd(conf("""
 RdmaEnable On
+RdmaMemory 4M
 RdmaTimeout 10
 """))
 
