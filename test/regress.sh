@@ -31,16 +31,24 @@ modules='mpm_event authn_core authn_file authz_core authz_host authz_user
          session_crypto setenvif slotmem_shm socache_dbm socache_shmcb speling
          ssl status substitute unique_id userdir usertrack vhost_alias watchdog
          macro xml2enc proxy_html proxy_ajp proxy_fdpass proxy_ftp log_debug
-         log_forensic authnz_fcgi lbmethod_bybusyness lbmethod_bytraffic'
+         log_forensic authnz_fcgi bucketeer case_filter case_filter_in
+         authn_anon access_compat lbmethod_bybusyness lbmethod_bytraffic'
 libexec=/usr/lib/apache2/modules
+field='v=1, port=1024, token=:AAECAwQFBgcICQoLDA0ODw==:, id=1, read'
 
-# configure DIR CONF: DIR is a copy of the suite. Makes its test modules, too.
+# configure NAME: makes BUILD/regress/NAME, a copy of the suite that is ready to
+# run in this place, with its test modules.
 configure() {
+    cp -R "$suite" "$build/regress/$1"
     (
-        cd "$1"
+        cd "$build/regress/$1"
         perl Makefile.PL -apxs /usr/bin/apxs -httpd /usr/sbin/apache2 \
-            -httpd_conf "$2" && t/TEST -config -port 8529
-    ) </dev/null
+            -httpd_conf "$build/regress/$1.conf" \
+            -user www-data -group www-data -port 8529 && t/TEST -config
+    ) >"$build/regress/$1.configure" 2>&1 </dev/null || {
+        tail "$build/regress/$1.configure"
+        exit 1
+    }
 }
 
 base_conf() {
@@ -57,46 +65,50 @@ if [ "${LAB:-}" != guest ]; then
         echo "regress: $suite is not the suite" >&2
         exit 2
     }
-    build=${BUILD:-$here/../build}
+    build=$(realpath "${BUILD:-$here/../build}")
     # shellcheck disable=SC2086 # a list of words
     layer=$("$lab" layer $packages)
+    PERL5LIB=$(echo "$layer"/usr/share/perl5 "$layer"/usr/lib/*/perl5/5.* |
+        tr ' ' ':')
+    export PERL5LIB
     rm -rf "$build/regress"
     mkdir -p "$build/regress"
-    cp -R "$suite" "$build/regress/suite"
-    base_conf >"$build/regress/base.conf"
-    # The test modules: here it takes seconds, in the lab minutes.
-    perl5=$(echo "$layer"/usr/share/perl5 "$layer"/usr/lib/*/perl5/5.* |
-        tr ' ' ':')
-    PERL5LIB=$perl5 PATH=$PATH:$layer/usr/bin configure \
-        "$build/regress/suite" "$(realpath "$build/regress/base.conf")" \
-        >"$build/regress/configure.log" 2>&1 || {
-        tail "$build/regress/configure.log"
-        exit 1
-    }
+    cp "$build/module/mod_rdma.so" "$build/regress"
+    base_conf >"$build/regress/without.conf"
+    {
+        base_conf
+        echo "LoadModule rdma_module $build/regress/mod_rdma.so"
+        echo "RdmaEnable On"
+        echo "RdmaMinSize 1"
+        if [ -n "${FIELD:-}" ]; then
+            echo "RequestHeader set RDMA \"$field\" early"
+            echo 'RequestHeader merge Connection RDMA early'
+        fi
+    } >"$build/regress/with.conf"
+    # Here it takes seconds, in the lab minutes.
+    configure with
+    configure without
     exec "$lab" run --layer "$layer" --build "$build" --timeout 14400 \
-        --env "FIELD=${FIELD:-}" -- sh test/regress.sh "$@"
+        --env "REGRESS=$build/regress" -- sh test/regress.sh "$@"
 fi
 
+# In the lab it has to be where it was configured.
 sh test/lab/hosts.sh up tuned
-mkdir /tmp/regress
-cp -R /build/regress/suite /tmp/regress/without
-cp /build/regress/base.conf /tmp/regress/without.conf
+mkdir -p "$REGRESS"
+mount -t tmpfs -o mode=755 regress "$REGRESS"
+cp -a /build/regress/. "$REGRESS"
+chown -R www-data: "$REGRESS"
 
 # run NAME [TEST...]: a line for each assertion goes to NAME.log.
 run() {
     name=$1
     shift
-    chown -R www-data: /tmp/regress
     # Apache::Test will not run as root. It ends with 1 when anything failed.
-    setpriv --reuid=www-data --regid=www-data --clear-groups \
-        env HOME=/tmp/regress sh -c '
-            cd "$1" && shift && conf=$1 && shift &&
-            perl Makefile.PL -apxs /usr/bin/apxs -httpd /usr/sbin/apache2 \
-                -httpd_conf "$conf" && t/TEST -verbose -port 8529 "$@"' \
-        sh "/tmp/regress/$name" "/tmp/regress/$name.conf" "$@" \
+    (cd "$REGRESS/$name" && setpriv --reuid=www-data --regid=www-data \
+        --clear-groups env HOME="$REGRESS" t/TEST -verbose "$@") \
         >"/build/regress/$name.log" 2>&1 </dev/null || true
-    cp "/tmp/regress/$name/t/logs/error_log" \
-        "/build/regress/$name.error_log" || true
+    cp "$REGRESS/$name/t/logs/error_log" "/build/regress/$name.error_log" ||
+        true
 }
 
 # results NAME: for each file and assertion "FILE N ok|FAILED"
@@ -111,23 +123,12 @@ results() {
     ' "/build/regress/$1.log"
 }
 
-cp -R /tmp/regress/without /tmp/regress/with
-{
-    cat /tmp/regress/without.conf
-    echo "LoadModule rdma_module /build/module/mod_rdma.so"
-    echo "RdmaEnable On"
-    echo "RdmaMinSize 1"
-    if [ -n "${FIELD:-}" ]; then
-        echo 'RequestHeader set RDMA "v=1, port=9, token=:AAECAwQFBgcICQoLDA0ODw==:, id=1, read" early'
-        echo 'RequestHeader merge Connection RDMA early'
-    fi
-} >/tmp/regress/with.conf
 run with "$@"
-results with >/tmp/regress/with.results
-total=$(wc -l </tmp/regress/with.results)
-failed=$(awk '$3 == "FAILED" { print $1 }' /tmp/regress/with.results | sort -u)
-echo "with mod_rdma: $(grep -c ' ok$' /tmp/regress/with.results) ok," \
-    "$(grep -c 'FAILED$' /tmp/regress/with.results) failed"
+results with >/tmp/with.results
+total=$(wc -l </tmp/with.results)
+failed=$(awk '$3 == "FAILED" { print $1 }' /tmp/with.results | sort -u)
+echo "with mod_rdma: $(grep -c ' ok$' /tmp/with.results) ok," \
+    "$(grep -c 'FAILED$' /tmp/with.results) failed"
 [ "$total" -gt 0 ] || {
     tail -20 /build/regress/with.log
     exit 1
@@ -140,14 +141,14 @@ grep -q RDMA0001 /build/regress/with.error_log || {
 
 # shellcheck disable=SC2086 # a list of words
 run without $failed
-results without >/tmp/regress/without.results
+results without >/tmp/without.results
 echo "of these without it:" \
-    "$(grep -c 'FAILED$' /tmp/regress/without.results) failed"
-sort /tmp/regress/without.results >/tmp/regress/without.sorted
-grep 'FAILED$' /tmp/regress/with.results | sort |
-    comm -23 - /tmp/regress/without.sorted >/tmp/regress/new
-if [ -s /tmp/regress/new ]; then
+    "$(grep -c 'FAILED$' /tmp/without.results) failed"
+sort /tmp/without.results >/tmp/without.sorted
+grep 'FAILED$' /tmp/with.results | sort |
+    comm -23 - /tmp/without.sorted >/tmp/new
+if [ -s /tmp/new ]; then
     echo "only with mod_rdma:"
-    cat /tmp/regress/new
+    cat /tmp/new
     exit 1
 fi
