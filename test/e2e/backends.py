@@ -1,0 +1,101 @@
+"""Servers behind httpd, that say what httpd itself would not say."""
+import socketserver
+import struct
+import threading
+
+from content import make
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+
+def serve(handler, port):
+    """Serves until the returned server is told to shutdown() and
+    server_close()."""
+    server = _Server(("127.0.0.1", port), handler)
+    threading.Thread(target=server.serve_forever, args=(0.05,),
+                     daemon=True).start()
+    return server
+
+
+def _chunked(body, size=7000):
+    for at in range(0, len(body), size):
+        part = body[at:at + size]
+        yield b"%x\r\n%b\r\n" % (len(part), part)
+
+
+class Raw(socketserver.StreamRequestHandler):
+    """HTTP/1.1 as it is written here; one request for each connection."""
+
+    SIZE = 200_000
+
+    def handle(self):
+        line = self.rfile.readline().decode()
+        while self.rfile.readline().strip():
+            pass
+        name = line.split()[1].strip("/").replace("-", "_")
+        getattr(self, name)(make(self.SIZE))
+
+    def _head(self, *fields):
+        self.wfile.write("\r\n".join(
+            ["HTTP/1.1 200 OK", "Content-Type: application/octet-stream",
+             "Connection: close", *fields, "", ""]).encode())
+
+    def until_close(self, body):
+        self._head()
+        self.wfile.write(body)
+
+    def early(self, body):
+        self.wfile.write(b"HTTP/1.1 103 Early Hints\r\n"
+                         b"Link: </style.css>; rel=preload\r\n\r\n")
+        self._head(f"Content-Length: {len(body)}")
+        self.wfile.write(body)
+
+    def trailers(self, body):
+        self._head("Transfer-Encoding: chunked", "Trailer: X-After")
+        for chunk in _chunked(body):
+            self.wfile.write(chunk)
+        self.wfile.write(b"0\r\nX-After: it came\r\n\r\n")
+
+    def forged(self, body):
+        self._head(f"Content-Length: {len(body)}",
+                   "RDMA: v=1, id=1, conn=1, write;total=7")
+        self.wfile.write(body)
+
+
+class Fcgi(socketserver.StreamRequestHandler):
+    """A FastCGI responder: a body in records of odd sizes, with its length
+    announced when the path ends so."""
+
+    SIZE = 200_000
+    RECORD = struct.Struct("!BBHHBB")
+    END, STDOUT = 3, 6
+    STDIN = 5
+
+    def _send(self, kind, number, data=b""):
+        self.wfile.write(self.RECORD.pack(1, kind, number, len(data), 0, 0)
+                         + data)
+
+    def handle(self):
+        head = True
+        params = b""
+        while head:
+            head = self.rfile.read(self.RECORD.size)
+            if len(head) < self.RECORD.size:
+                return
+            _, kind, number, size, pad, _ = self.RECORD.unpack(head)
+            data = self.rfile.read(size + pad)[:size]
+            if kind == self.STDIN and not data:
+                break
+            params += data if kind != self.STDIN else b""
+        body = make(self.SIZE)
+        lines = ["Content-Type: application/octet-stream"]
+        if b"/fcgi/length" in params:
+            lines.append(f"Content-Length: {len(body)}")
+        out = "\r\n".join([*lines, "", ""]).encode() + body
+        for at in range(0, len(out), 7001):
+            self._send(self.STDOUT, number, out[at:at + 7001])
+        self._send(self.STDOUT, number)
+        self._send(self.END, number, bytes(8))
