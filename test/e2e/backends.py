@@ -1,9 +1,14 @@
 """Servers behind httpd, that say what httpd itself would not say."""
+import os
+import socket
 import socketserver
 import struct
+import subprocess
 import threading
+from pathlib import Path
 
 from content import make
+from hosts import wait_until
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -99,3 +104,30 @@ class Fcgi(socketserver.StreamRequestHandler):
             self._send(self.STDOUT, number, out[at:at + 7001])
         self._send(self.STDOUT, number)
         self._send(self.END, number, bytes(8))
+
+
+def php_fpm(folder, port):
+    """PHP-FPM, as the lab has it: the process."""
+    settings = Path(folder) / "php-fpm.conf"
+    settings.write_text(f"""[global]
+error_log = {folder}/php-fpm.log
+daemonize = no
+[www]
+listen = 127.0.0.1:{port}
+user = www-data
+pm = static
+pm.max_children = 2
+""")
+    process = subprocess.Popen(
+        [os.environ["LAB_PHP_FPM"], "--nodaemonize", "--no-php-ini",
+         "--fpm-config", str(settings)], stdin=subprocess.DEVNULL)
+
+    def answers():
+        assert process.poll() is None, "php-fpm has ended"
+        try:
+            socket.create_connection(("127.0.0.1", port), 5).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+    wait_until(answers, 60, "php-fpm answers")
+    return process

@@ -61,8 +61,9 @@ make_once() {
     fi
 }
 
-# build: sets kernel, kerneldir and initrd, after making what is missing. Each
-# part is named after its recipe, so a change of one repeats that part only.
+# build: sets kernel, kerneldir and initrd, and adds to env, after making what
+# is missing. Each part is named after its recipe, so a change of one repeats
+# that part only.
 build() {
     local depends version dir siwdir started=$SECONDS
     # The headers' package decides: the drivers are built against them.
@@ -77,7 +78,10 @@ build() {
     siwdir=$dir/siw-$version-$(hash kernel.sh siw.sh siw-tuned.patch)
     initrd=$dir/initrd-$version-$(hash kernel.sh siw.sh siw-tuned.patch \
         initrd.sh modules init guest.sh).gz
-    if [ -e "$kerneldir" ] && [ -e "$siwdir" ] && [ -e "$initrd" ]; then
+    phpdir=$dir/php-$(hash php.sh)
+    env+=("LAB_PHP_FPM=$phpdir/php-fpm")
+    if [ -e "$kerneldir" ] && [ -e "$siwdir" ] && [ -e "$initrd" ] &&
+        [ -e "$phpdir" ]; then
         return
     fi
     "$here/packages.sh" lab >&2 || die "packages are missing"
@@ -88,6 +92,7 @@ build() {
     flock 9
     make_once "$kerneldir" sh "$here/kernel.sh" "$kernel" "$version"
     make_once "$siwdir" sh "$here/siw.sh" "$kerneldir/siw" "$kernel"
+    make_once "$phpdir" sh "$here/php.sh"
     make_once "$initrd" sh "$here/initrd.sh" "$kerneldir" "$kernel" "$siwdir"
     exec 9>&-
     echo "lab: built in $((SECONDS - started)) s" >&2

@@ -243,7 +243,8 @@ static void take_tcp(struct request *r)
 static const char *judge_head(struct request *r, const struct http_head *head)
 {
     enum field_verdict verdict;
-    if (!head->has_rdma) {
+    /* Who has not asked does not look. */
+    if (!head->has_rdma || *r->field == '\0') {
         take_tcp(r);
         return NULL;
     }
