@@ -18,11 +18,11 @@ from content import make
 
 MODULES = "/usr/lib/apache2/modules"
 LOADED = """alias actions asis auth_basic auth_digest authn_core authn_file
-authz_host authz_user autoindex brotli buffer cache cache_disk cache_socache
+authz_host authz_user autoindex brotli bucketeer buffer cache cache_disk cache_socache
 cgid charset_lite dav dav_fs deflate env expires ext_filter file_cache filter
-headers http2 include lua macro negotiation proxy proxy_fcgi proxy_http
-ratelimit remoteip reqtimeout rewrite sed setenvif socache_shmcb ssl
-substitute""".split()
+headers http2 include lbmethod_byrequests lua negotiation proxy proxy_balancer
+proxy_fcgi proxy_http ratelimit remoteip reqtimeout rewrite sed setenvif
+slotmem_shm socache_shmcb ssl substitute""".split()
 
 BACK_END = 8090   # httpd itself, behind mod_proxy_http
 RAW = 8091        # backends.Raw, what httpd would not answer
@@ -54,7 +54,7 @@ def _cache_host(name, kind, when):
     CacheQuickHandler {"on" if when == "quick" else "off"}
     CacheEnable {kind} /
     CacheRoot SITE/matrix-var/{name}
-    CacheSocache shmcb:matrix-{name}(2097152)
+    CacheSocache shmcb:matrix-{name}(8388608)
     CacheHeader on
     <Location />
         Header set Cache-Control max-age=600
@@ -85,6 +85,7 @@ LogFormat "%{{X-Row}}i %{{local}}p %>s %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
 CustomLog matrix.log matrix
 AddType text/html .html .shtml
 AddType text/plain .txt
+AddEncoding x-gzip .gz
 MaxKeepAliveRequests 0
 RequestReadTimeout header=20-40,MinRate=500 body=20,MinRate=500
 ScriptSock matrix.sock
@@ -119,6 +120,10 @@ ProxyTimeout 20
 ProxyPass /back/ http://127.0.0.1:{BACK_END}/
 ProxyPass /raw/ http://127.0.0.1:{RAW}/
 ProxyPass /overridden/ http://127.0.0.1:{BACK_END}/
+ProxyPass /balanced/ balancer://matrix/
+<Proxy balancer://matrix>
+    BalancerMember http://127.0.0.1:{BACK_END}
+</Proxy>
 ProxyPass /nobody/ http://127.0.0.1:1/ retry=0
 ProxyPass /squeezed/gzip/back/ http://127.0.0.1:{BACK_END}/programs/text.cgi
 Alias /aliased SITE/matrix/second
@@ -166,6 +171,15 @@ Redirect /redirected http://server:8080{FILE}
     FilterDeclare squeeze CONTENT_SET
     FilterProvider squeeze DEFLATE "%{{CONTENT_TYPE}} =~ m#^text/plain#"
     FilterChain squeeze
+</Location>
+<Location /typed>
+    AddOutputFilterByType DEFLATE text/plain
+</Location>
+<Location /split>
+    SetOutputFilter BUCKETEER
+</Location>
+<Location /headed/digest>
+    ContentDigest On
 </Location>
 <Location /substituted>
     SetOutputFilter SUBSTITUTE
@@ -315,7 +329,6 @@ class Row:
     via: str = "http"      # or tls, tls-open, pipeline, h2, h2-upgrade, and
                            # so test_matrix.Run asks
     interim: int = None    # a status that comes before
-    trailers: tuple = ()   # fields that come after
     differs: tuple = ()    # fields that two answers may have different
     boundary: bool = False # multipart: each answer has another boundary
     gzipped: bool = False  # how it is coded depends on how it came
@@ -372,6 +385,7 @@ _row(G, "mod_proxy_http, with length", f"/back{FILE}", length=SIZE)
 _row(G, "mod_proxy_http, chunked", "/back/programs/cat.cgi", length=PROGRAM)
 _row(G, "mod_proxy_http, until the connection's end", "/raw/until-close",
      length=PROGRAM)
+_row(G, "mod_proxy_balancer", f"/balanced{FILE}", length=SIZE)
 _row(G, "mod_lua", "/lua/puts.lua", length=PROGRAM)
 
 G = "Ranges"
@@ -383,6 +397,10 @@ _row(G, "several ranges", FILE, "Range: bytes=0-999,20000-39998",
      status=206, holds=b"bytes 20000-39998/", boundary=True)
 _row(G, "several ranges of a CGI's output", "/programs/cat.cgi",
      "Range: bytes=0-999,20000-39998", length=PROGRAM)
+_row(G, "more ranges than MaxRanges", FILE, "Range: bytes="
+     + ",".join(f"{n * 10}-{n * 10 + 1}" for n in range(201)), length=SIZE)
+_row(G, "a range larger than the window", f"/{LONG}.bin",
+     "Range: bytes=7-3000000", status=206, length=2999994)
 _row(G, "unsatisfiable (416)", FILE, f"Range: bytes={SIZE}-", status=416,
      holds=b"Requested Range Not Satisfiable")
 _row(G, "If-Range that matches", FILE, "Range: bytes=5-999",
@@ -413,6 +431,8 @@ _row(G, "100, Expect: 100-continue on a GET", "/programs/stdin.cgi",
 _row(G, "103 of a back end", "/raw/early", interim=103, length=PROGRAM)
 _row(G, "POST", "/programs/stdin.cgi", method="POST", body="it was read",
      holds=b"it was read", tcp="not a GET")
+_row(G, "TRACE", FILE, method="TRACE", tcp="not a GET",
+     holds=b"X-Row")
 _row(G, "OPTIONS", FILE, method="OPTIONS", tcp="not a GET",
      shows={"Allow": ".*GET.*"})
 _row(G, "a GET with a body", FILE, body="never read", length=SIZE)
@@ -452,8 +472,12 @@ _row(G, "Connection: close", FILE, connection=("close, RDMA",), length=SIZE,
 _row(G, "several Connection lines", FILE,
      connection=("keep-alive", "X-Hop, RDMA", "X-Other"), length=SIZE)
 _row(G, "in another case", FILE, connection=("rDmA",), length=SIZE)
-_row(G, "trailers", "/raw/trailers", length=PROGRAM,
-     trailers=(("x-after", "it came"),))
+_row(G, "a URL in absolute form", f"http://server{FILE}", length=SIZE)
+_row(G, "trailers of a back end, which httpd drops", "/raw/trailers",
+     length=PROGRAM)
+_row(G, "trailers of a request", "/programs/stdin.cgi",
+     "Transfer-Encoding: chunked", "", "b", "it was read", "0",
+     "X-After: it came", "", "", holds=b"it was read")
 _row(G, "HTTP/1.0", FILE, version="1.0", tcp="the field is of HTTP/1.1")
 _row(G, "HTTP/1.0, keep-alive", FILE, version="1.0",
      connection=("keep-alive, RDMA",), tcp="the field is of HTTP/1.1")
@@ -474,12 +498,18 @@ _row(G, "mod_brotli", "/squeezed/brotli/text.txt", "Accept-Encoding: br",
      shows={"Content-Encoding": "br"})
 _row(G, "a range of what mod_deflate made", "/squeezed/gzip/text.txt",
      "Accept-Encoding: gzip", "Range: bytes=10-500", status=206, length=491)
+_row(G, "AddOutputFilterByType", "/typed/text.txt", "Accept-Encoding: gzip",
+     shows={"Content-Encoding": "gzip"})
+_row(G, "a file that is compressed", "/packed.bin.gz",
+     shows={"Content-Encoding": "x-gzip"}, length=SIZE)
 _row(G, "mod_filter", "/chosen/text.txt", "Accept-Encoding: gzip",
      shows={"Content-Encoding": "gzip"})
 _row(G, "mod_substitute", "/substituted/text.txt",
      holds=b"LINE 2999 of a text")
 _row(G, "mod_sed", "/edited/text.txt", holds=b"LINE 2999 of a text")
 _row(G, "mod_ext_filter", "/upper/text.txt", holds=b"LINE 2999 OF A TEXT")
+_row(G, "mod_bucketeer, with flushes", "/split/text.txt",
+     length=27000)
 _row(G, "mod_buffer", "/buffered/text.txt", length=TEXT)
 _row(G, "mod_charset_lite", "/recoded/text.txt",
      holds="Übergröße\n".encode() * 2000)
@@ -487,8 +517,10 @@ _row(G, "mod_headers", f"/headed{FILE}", length=SIZE,
      shows={"X-Set": "one, two", "X-Always": "three"})
 _row(G, "mod_headers on an error page", "/headed/nothing", status=404,
      shows={"X-Always": "three"})
+_row(G, "ContentDigest", f"/headed/digest{FILE}", length=SIZE,
+     shows={"Content-MD5": ".+=="})
 _row(G, "mod_expires", f"/expiring{FILE}", length=SIZE,
-     shows={"Expires": ".* 204[12] .*"})
+     shows={"Expires": ".* 204[12] .*"}, differs=("Cache-Control",))
 _row(G, "mod_asis", "/asis/page.asis", status=203, shows={"X-Asis": "yes"},
      length=9000)
 _row(G, "mod_rewrite, internal", "/rewritten/inside.bin", length=SIZE)
@@ -546,8 +578,13 @@ for _name, _kind, _when in CACHES:
          status=206, shows=_hit, boundary=True, **_of)
     _row(G, "not modified (304) by a hit", _url, "If-None-Match: *",
          status=304, shows=_hit, tcp="304 has no body", **_of)
-    _row(G, "revalidation", _url, "Cache-Control: max-age=0",
+    _row(G, "another miss", f"/second{_url}", length=SIZE,
+         shows={"X-Cache": "MISS from .*"}, **_of)
+    _row(G, "its revalidation", f"/second{_url}", "Cache-Control: max-age=0",
          shows={"X-Cache": "REVALIDATE from .*"}, length=SIZE, **_of)
+    if _kind == "disk":  # the other has lost the body by now, over TCP too
+        _row(G, "a hit after that", f"/second{_url}", shows=_hit, length=SIZE,
+             **_of)
     _row(G, "a miss of unknown length", "/programs/short.cgi?{way}",
          shows={"X-Cache": "MISS from .*"}, length=SIZE // 2, **_of)
     if _kind == "disk":  # the other does not keep such a response
@@ -612,8 +649,8 @@ def build(site):
     """The site's files and what the server needs beside them."""
     root, var = site / "matrix", site / "matrix-var"
     for folder in ("", "programs", "included", "squeezed/gzip",
-                   "squeezed/brotli", "chosen", "substituted", "edited",
-                   "upper", "buffered", "recoded", "headed", "expiring",
+                   "squeezed/brotli", "chosen", "substituted", "edited", "typed",
+                   "split", "headed/digest", "upper", "buffered", "recoded", "headed", "expiring",
                    "limited", "asis", "lua", "small", "sendfile",
                    "unmapped", "kept", "rewritten", "listed", "views", "maps",
                    "dav", "basic", "digest", "accessible", "second", "index",
@@ -625,7 +662,7 @@ def build(site):
         (var / name).mkdir(exist_ok=True)
         (var / name).chmod(0o777)
     body = make(SIZE)
-    for folder in ("", "sendfile", "unmapped", "headed", "expiring",
+    for folder in ("", "sendfile", "unmapped", "headed", "headed/digest", "expiring",
                    "limited", "small", "dav", "basic", "digest",
                    "accessible", "second", "remote", "buffered"):
         (root / folder / f"{SIZE}.bin").write_bytes(body)
@@ -633,10 +670,14 @@ def build(site):
         (root / "kept" / f"{name}.bin").write_bytes(body)
     (root / f"{LONG}.bin").write_bytes(make(LONG))
     (root / "index/index.html").write_bytes(body)
+    (root / "packed.bin.gz").write_bytes(body)
+    # ^B: a bucket ends, ^F: a flush, ^P: a brigade ends.
+    (root / "split/text.txt").write_bytes(
+        (b"x" * 2000 + b"\2" + b"y" * 100 + b"\x06" + b"z" * 600 + b"\x10") * 10)
     (root / "empty.bin").write_bytes(b"")
     (root / "error.html").write_text("<p>An error page of its own\n" * 20)
     text = _text(LINES)
-    for folder in ("squeezed/gzip", "squeezed/brotli", "chosen",
+    for folder in ("squeezed/gzip", "squeezed/brotli", "chosen", "typed",
                    "substituted", "edited", "upper", "buffered"):
         (root / folder / "text.txt").write_text(text)
     (root / "recoded/text.txt").write_bytes("Übergröße\n".encode("latin-1")
