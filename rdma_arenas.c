@@ -11,7 +11,7 @@
 #define ARENAS      16                    /* of one connection */
 #define ARENA_LEAST ((size_t)64 * 1024)   /* bytes, when memory is short */
 #define ARENA_GOOD  ((size_t)1024 * 1024) /* bytes, when it is not */
-#define SHARE       16      /* one arena in so many parts of what is free */
+#define SHARE       32      /* one arena in so many parts of what is free */
 #define IDLE        5000000 /* microseconds: then it is given back */
 
 struct rdma_arenas {

@@ -4,13 +4,17 @@
  * rdma_content: see rdma_content.h.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <apr_portable.h>
 
 #include "rdma_content.h"
+
+#define TICK          apr_time_from_msec(10) /* of the kernel, at HZ=100 */
+#define FREEZE_MOST   ((apr_size_t)64 << 20) /* bytes in memory of a process */
+#define FREEZE_ROUNDS 4
 
 void rdma_content_reset(rdma_content *c)
 {
@@ -18,6 +22,7 @@ void rdma_content_reset(rdma_content *c)
     c->space = NULL;
     c->used = 0;
     c->taken = 0;
+    memset(&c->file, 0, sizeof(c->file));
 }
 
 /* Send the head of a stream, if it has come to that. */
@@ -102,12 +107,36 @@ static rdma_content_result take_bytes(rdma_content *c, const char *data,
     return RDMA_CONTENT_MORE;
 }
 
-static int same_file(const struct stat *a, const struct stat *b)
+static int is_file(const struct stat *a, const struct stat *b)
 {
-    return a->st_size == b->st_size && a->st_mtim.tv_sec == b->st_mtim.tv_sec
-           && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec
-           && a->st_ctim.tv_sec == b->st_ctim.tv_sec
-           && a->st_ctim.tv_nsec == b->st_ctim.tv_nsec;
+    return a->st_mode != 0 && a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+static int is_time(const struct timespec *a, const struct timespec *b)
+{
+    return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
+}
+
+/* The time of change shows what keeps the time of modification. A file that was
+ * removed or replaced by another name's is what it was, but that time is not. */
+static int is_unchanged(const struct stat *a, const struct stat *b)
+{
+    return a->st_size == b->st_size && is_time(&a->st_mtim, &b->st_mtim)
+           && (is_time(&a->st_ctim, &b->st_ctim) || a->st_nlink != b->st_nlink);
+}
+
+/* The times of files go in ticks of the kernel. What is changed twice within
+ * one, before we read it and while we do, has the same time as before; so wait
+ * until the tick is over. */
+static void let_tick_pass(const struct stat *file)
+{
+    apr_time_t changed = apr_time_make(file->st_ctim.tv_sec,
+                                       file->st_ctim.tv_nsec / 1000);
+    apr_time_t ago = apr_time_now() - changed;
+
+    if (ago >= 0 && ago < TICK) {
+        apr_sleep(TICK - ago);
+    }
 }
 
 /* Straight from the page cache into the memory that goes. apr_bucket_read()
@@ -117,12 +146,16 @@ static rdma_content_result take_file(rdma_content *c, apr_bucket *e)
     const apr_bucket_file *file = e->data;
     apr_size_t left = e->length;
     off_t at = (off_t)e->start;
-    struct stat before, after;
+    struct stat now;
     apr_os_file_t fd;
 
-    if (apr_os_file_get(&fd, file->fd) != APR_SUCCESS || fstat(fd, &before)) {
+    if (apr_os_file_get(&fd, file->fd) != APR_SUCCESS || fstat(fd, &now)) {
         return RDMA_CONTENT_CHANGED;
     }
+    if (!is_file(&c->file, &now)) {
+        c->file = now;
+        let_tick_pass(&now);
+    } /* else one more range of it, which has to be of the same version */
     while (left > 0) {
         rdma_content_result result = get_space(c);
         size_t want;
@@ -144,10 +177,109 @@ static rdma_content_result take_file(rdma_content *c, apr_bucket *e)
         at += n;
         left -= (apr_size_t)n;
     }
-    return fstat(fd, &after) || !same_file(&before, &after)
+    return fstat(fd, &now) || !is_unchanged(&c->file, &now)
                ? RDMA_CONTENT_CHANGED
                : RDMA_CONTENT_MORE;
 }
+
+/* ---- one version, for TCP ----------------------------------------------- */
+
+static int is_file_bucket(const apr_bucket *e)
+{
+    return APR_BUCKET_IS_FILE(e) && e->length != (apr_size_t)-1;
+}
+
+/* Read the file bucket into `to`. 1: the same was there before, 0: something
+ * else was, -1: it cannot be read. */
+static int read_again(const apr_bucket *e, char *to)
+{
+    const apr_bucket_file *file = e->data;
+    char piece[16384];
+    apr_size_t done = 0;
+    int same = 1;
+    apr_os_file_t fd;
+
+    if (apr_os_file_get(&fd, file->fd) != APR_SUCCESS) {
+        return -1;
+    }
+    while (done < e->length) {
+        size_t want = e->length - done < sizeof(piece) ? e->length - done
+                                                       : sizeof(piece);
+        ssize_t n = pread(fd, piece, want, (off_t)e->start + (off_t)done);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return -1;
+        }
+        if (memcmp(to + done, piece, (size_t)n) != 0) {
+            memcpy(to + done, piece, (size_t)n);
+            same = 0;
+        }
+        done += (size_t)n;
+    }
+    return same;
+}
+
+/* An empty heap bucket in front of each file bucket, which will take it in. */
+static int make_room(apr_bucket_brigade *bb)
+{
+    apr_size_t sum = 0;
+    apr_bucket *e;
+
+    for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb);
+         e = APR_BUCKET_NEXT(e)) {
+        char *base;
+
+        if (!is_file_bucket(e) || e->length == 0) {
+            continue;
+        }
+        if (e->length > FREEZE_MOST - sum) {
+            return -1;
+        }
+        sum += e->length;
+        base = calloc(1, e->length);
+        if (!base) {
+            return -1;
+        }
+        APR_BUCKET_INSERT_BEFORE(
+            e, apr_bucket_heap_create(base, e->length, free, bb->bucket_alloc));
+    }
+    return 0;
+}
+
+/* Read all of them until a round finds what the round before has found. Between
+ * the two there was a moment when all of it was there at once. */
+int rdma_content_freeze(apr_bucket_brigade *bb)
+{
+    int rounds = FREEZE_ROUNDS;
+    int same = make_room(bb) == 0 ? 0 : -1;
+    apr_bucket *e, *next;
+
+    while (same == 0 && rounds-- > 0) {
+        same = 1;
+        for (e = APR_BRIGADE_FIRST(bb);
+             e != APR_BRIGADE_SENTINEL(bb) && same >= 0;
+             e = APR_BUCKET_NEXT(e)) {
+            if (is_file_bucket(e) && e->length > 0) {
+                const apr_bucket_heap *heap = APR_BUCKET_PREV(e)->data;
+                int found = read_again(e, heap->base);
+
+                same = found < 0 ? -1 : same && found;
+            }
+        }
+    }
+    for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb); e = next) {
+        next = APR_BUCKET_NEXT(e);
+        if (is_file_bucket(e)) {
+            apr_bucket_delete(e);
+        }
+    }
+    return same == 1 ? 0 : -1;
+}
+
+/* ---- any bucket --------------------------------------------------------- */
 
 static int is_too_much(const rdma_content *c, apr_size_t len)
 {
@@ -162,7 +294,7 @@ static rdma_content_result take_bucket(rdma_content *c, apr_bucket *e)
     const char *data;
     apr_size_t len;
 
-    if (APR_BUCKET_IS_FILE(e) && e->length != (apr_size_t)-1) {
+    if (is_file_bucket(e)) {
         return is_too_much(c, e->length) ? RDMA_CONTENT_WRONG : take_file(c, e);
     }
     status = apr_bucket_read(e, &data, &len, APR_NONBLOCK_READ);

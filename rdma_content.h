@@ -10,6 +10,8 @@
 #ifndef RDMA_CONTENT_H
 #define RDMA_CONTENT_H
 
+#include <sys/stat.h>
+
 #include <httpd.h>
 #include <apr_buckets.h>
 
@@ -34,6 +36,7 @@ typedef struct rdma_content {
     char *space;      /* where the next byte goes, or NULL */
     size_t room;      /* bytes there */
     size_t used;      /* of them filled, and not committed */
+    struct stat file; /* the last one, as it was when we began it; or zero */
     /* A stream has come to the point where its head must go. 0, or -1. */
     int (*head)(void *baton, const rdma_hdr_response *head);
     void *baton;
@@ -45,6 +48,12 @@ rdma_content_result rdma_content_begin(rdma_content *c, rdma_body *body);
 /* Take what the brigade brings, up to its EOS. Buckets of unknown length become
  * memory, else it stays as it is. */
 rdma_content_result rdma_content_take(rdma_content *c, apr_bucket_brigade *bb);
+
+/* Make memory of the brigade's files, all as they were at one moment: so
+ * the bytes that go over TCP later are those of one version. 0, or -1: they
+ * change too often, are shorter than announced or too much; then the brigade is
+ * fit for nothing but to be cleaned up. */
+int rdma_content_freeze(apr_bucket_brigade *bb);
 
 /* Nothing taken, no body: the content begins anew, or goes another way. */
 void rdma_content_reset(rdma_content *c);

@@ -307,16 +307,29 @@ static apr_status_t pass_error(ap_filter_t *f, rdma_filter_body *b,
 {
     request_rec *r = f->r;
 
-    ap_log_rerror(APLOG_MARK, APLOG_ERR, 0, r,
-                  "RDMA0020: content of %" APR_OFF_T_FMT
-                  " bytes announced, but no such content came",
-                  b->content.length);
     (void)rdma_request_abandon(b->q, RDMA_HDR_FAILED, RDMA_HDR_ABORT_CONTENT);
     rdma_content_reset(&b->content);
     drop_all(b, bb);
     r->bytes_sent = 0;
     append_error(r, bb, HTTP_INTERNAL_SERVER_ERROR);
     return ap_pass_brigade(f->next, bb);
+}
+
+/* httpd would read the file once more, in pieces, while it changes. */
+static apr_status_t pass_one_version(ap_filter_t *f, rdma_filter_body *b,
+                                     apr_bucket_brigade *bb)
+{
+    int rc;
+
+    if (b->kept) {
+        APR_BRIGADE_PREPEND(bb, b->kept);
+    }
+    rc = rdma_content_freeze(bb);
+    ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, f->r,
+                  "RDMA0021: the file changed while it was being read%s",
+                  rc ? ", and goes on changing: no version of it can be sent"
+                     : "");
+    return rc ? pass_error(f, b, bb) : pass_over_tcp(f, b, bb, RDMA_HDR_POLICY);
 }
 
 /* After the head there is no way back: the connection is cut without the last
@@ -469,10 +482,12 @@ static apr_status_t go_on(ap_filter_t *f, rdma_filter_body *b,
         return b->content.taken > 0 ? pass_end(f, b, bb)
                                     : pass_empty(f, b, bb);
     case RDMA_CONTENT_CHANGED:
-        ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, f->r,
-                      "RDMA0021: the file changed while it was being read");
-        return pass_over_tcp(f, b, bb, RDMA_HDR_WINDOW);
+        return pass_one_version(f, b, bb);
     case RDMA_CONTENT_WRONG:
+        ap_log_rerror(APLOG_MARK, APLOG_ERR, 0, f->r,
+                      "RDMA0020: content of %" APR_OFF_T_FMT
+                      " bytes announced, but no such content came",
+                      b->content.length);
         return pass_error(f, b, bb);
     case RDMA_CONTENT_NO_RDMA:
     case RDMA_CONTENT_LEFT:

@@ -17,6 +17,8 @@ struct rdma_mem {
     size_t budget;
     size_t reserved;
     size_t used;
+    size_t pools; /* of used: it fills what is reserved, even while a pool is
+                   * still being registered */
     size_t peak;
     void (*changed)(size_t used);
 };
@@ -47,8 +49,11 @@ typedef enum use { FOR_POOL, FOR_REGION, FOR_ARENA } use;
 static size_t available(const rdma_mem *mem, use what)
 {
     size_t free = mem->budget - mem->used;
-    size_t kept = what == FOR_POOL ? 0 : mem->reserved;
+    size_t kept = 0;
 
+    if (what != FOR_POOL && mem->reserved > mem->pools) {
+        kept = mem->reserved - mem->pools;
+    }
     if (what == FOR_ARENA) {
         kept += mem->budget / RDMA_MEM_ARENAS_LEAVE;
     }
@@ -96,16 +101,18 @@ static int spend(rdma_mem *mem, size_t len, use what)
     pthread_mutex_lock(&mem->lock);
     if (len <= available(mem, what)) {
         set_used(mem, mem->used + len);
+        mem->pools += what == FOR_POOL ? len : 0;
         rc = 0;
     }
     pthread_mutex_unlock(&mem->lock);
     return rc;
 }
 
-static void refund(rdma_mem *mem, size_t len)
+static void refund(rdma_mem *mem, size_t len, use what)
 {
     pthread_mutex_lock(&mem->lock);
     set_used(mem, mem->used - len);
+    mem->pools -= what == FOR_POOL ? len : 0;
     pthread_mutex_unlock(&mem->lock);
 }
 
@@ -137,7 +144,7 @@ static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
     base = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
                 -1, 0);
     if (base == MAP_FAILED) {
-        refund(mem, len);
+        refund(mem, len, what);
         return ENOMEM;
     }
     errno = 0;
@@ -145,7 +152,7 @@ static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
     if (!out->mr) {
         rc = errno ? errno : EIO;
         munmap(base, len);
-        refund(mem, len);
+        refund(mem, len, what);
         return rc;
     }
     out->base = base;
@@ -159,7 +166,7 @@ int rdma_mem_map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
     return map(mem, pd, len, access, FOR_REGION, out);
 }
 
-void rdma_mem_unmap(rdma_mem *mem, rdma_mem_region *r)
+static void unmap(rdma_mem *mem, rdma_mem_region *r, use what)
 {
     if (!r->base) {
         return;
@@ -168,9 +175,14 @@ void rdma_mem_unmap(rdma_mem *mem, rdma_mem_region *r)
      * stay where they are: leaked memory is better than reused memory. */
     if (ibv_dereg_mr(r->mr) == 0) {
         munmap(r->base, r->len);
-        refund(mem, r->len);
+        refund(mem, r->len, what);
     }
     memset(r, 0, sizeof(*r));
+}
+
+void rdma_mem_unmap(rdma_mem *mem, rdma_mem_region *r)
+{
+    unmap(mem, r, FOR_REGION);
 }
 
 /* ---- pool -------------------------------------------------------------- */
@@ -206,7 +218,7 @@ int rdma_mem_pool_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
     }
     pool = calloc(1, sizeof(*pool) + blocks * sizeof(pool->stack[0]));
     if (!pool) {
-        rdma_mem_unmap(mem, &region);
+        unmap(mem, &region, FOR_POOL);
         return ENOMEM;
     }
     pthread_mutex_init(&pool->lock, NULL);
@@ -222,7 +234,7 @@ int rdma_mem_pool_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
 void rdma_mem_pool_destroy(rdma_mem_pool *pool)
 {
     if (pool) {
-        rdma_mem_unmap(pool->mem, &pool->region);
+        unmap(pool->mem, &pool->region, FOR_POOL);
         pthread_mutex_destroy(&pool->lock);
         free(pool);
     }
@@ -291,7 +303,7 @@ int rdma_mem_arena_create(rdma_mem *mem, struct ibv_pd *pd, size_t bytes,
 void rdma_mem_arena_destroy(rdma_mem_arena *arena)
 {
     if (arena) {
-        rdma_mem_unmap(arena->mem, &arena->region);
+        unmap(arena->mem, &arena->region, FOR_ARENA);
         free(arena);
     }
 }

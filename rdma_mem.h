@@ -40,7 +40,7 @@ typedef struct rdma_mem_usage {
     size_t available; /* for an arena */
     size_t peak; /* the most that was ever registered */
 } rdma_mem_usage;
-/* Set so much aside that only a pool may have; 0 when there is one. */
+/* Set so much aside that only pools may have; what they have counts. */
 void rdma_mem_reserve(rdma_mem *mem, size_t bytes);
 void rdma_mem_usage_get(rdma_mem *mem, rdma_mem_usage *out);
 /* Before anything is registered: whom to tell of every change of used. Called

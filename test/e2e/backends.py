@@ -1,5 +1,4 @@
 """Servers behind httpd, that say what httpd itself would not say."""
-import os
 import socket
 import socketserver
 import struct
@@ -9,6 +8,9 @@ from pathlib import Path
 
 from content import make
 from hosts import wait_until
+
+
+PHP_FPM = "/usr/sbin/php-fpm8.2"
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -107,7 +109,7 @@ class Fcgi(socketserver.StreamRequestHandler):
 
 
 def php_fpm(folder, port):
-    """PHP-FPM, as the lab has it: the process."""
+    """PHP-FPM: the process."""
     settings = Path(folder) / "php-fpm.conf"
     settings.write_text(f"""[global]
 error_log = {folder}/php-fpm.log
@@ -119,8 +121,8 @@ pm = static
 pm.max_children = 2
 """)
     process = subprocess.Popen(
-        [os.environ["LAB_PHP_FPM"], "--nodaemonize", "--no-php-ini",
-         "--fpm-config", str(settings)], stdin=subprocess.DEVNULL)
+        [PHP_FPM, "--nodaemonize", "--no-php-ini", "--fpm-config",
+         str(settings)], stdin=subprocess.DEVNULL)
 
     def answers():
         assert process.poll() is None, "php-fpm has ended"

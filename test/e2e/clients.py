@@ -117,11 +117,11 @@ class Clients:
         return f"http://{server if family == 4 else f'[{server}]'}:{port}{path}"
 
     def start_rwget(self, path, *options, family=4, rdma="auto",
-                    target="fetched", url=None):
+                    target="fetched", url=None, **more):
         return self.start([RWGET, "--json", "-v", f"--rdma={rdma}",
                            f"--bind-address={self.lab.client(family)}",
                            "-O", target, *options,
-                           url or self.url(path, family)])
+                           url or self.url(path, family)], **more)
 
     def rwget(self, path, *options, seconds=60, target="fetched", **more):
         process = self.start_rwget(path, *options, target=target, **more)

@@ -128,15 +128,31 @@ class Httpd:
         self.write(wanted)
         # What a shell has; root may raise it, and the module does.
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (8 << 20, 8 << 20))
+        environment = dict(os.environ)
+        if os.environ.get("SAN"):
+            environment.update(self._sanitized())
         # A session of its own: prefork ends its whole process group.
         with open(self.root / "output", "wb") as output:
             self.process = subprocess.Popen(
                 [*wanted.before, *self.command("-DFOREGROUND")],
                 stdin=subprocess.DEVNULL, stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True)
+                stderr=subprocess.STDOUT, start_new_session=True,
+                env=environment)
         wait_until(self._answers, 60, "httpd answers")
         self.running = wanted
         self.expect(dict(wanted.expect))
+
+    def _sanitized(self):
+        """httpd itself is not built with it, so it has to be loaded first.
+        What httpd leaks at its end is not looked for."""
+        found = subprocess.run(["gcc", "-print-file-name=libasan.so"],
+                               check=True, capture_output=True, text=True)
+        for report in self.root.glob("sanitizer.*"):
+            report.unlink()
+        log = f"log_path={self.root}/sanitizer"
+        return {"LD_PRELOAD": found.stdout.strip(),
+                "ASAN_OPTIONS": f"{log}:detect_leaks=0",
+                "UBSAN_OPTIONS": f"{log}:print_stacktrace=1"}
 
     def _answers(self):
         if self.process.poll() is not None:
@@ -242,13 +258,16 @@ class Httpd:
             if count is not None and seen[name] != count:
                 wrong.append(f"{name}: {seen[name]} times, not {count}")
         self.expected = Counter()
+        for report in self.root.glob("sanitizer.*"):
+            wrong += report.read_text(errors="replace").splitlines()[:12]
         return wrong
 
     def logs(self):
         """All that it has written, for people."""
         text = []
-        for name in ("httpd.conf", "output", "error.log", "access.log"):
-            path = self.root / name
+        for path in (*(self.root / name for name in (
+                "httpd.conf", "output", "error.log", "access.log")),
+                     *self.root.glob("sanitizer.*")):
             if path.exists():
-                text.append(f"==== {name}\n{path.read_text(errors='replace')}")
+                text.append(f"==== {path.name}\n{path.read_text(errors='replace')}")
         return "\n".join(text)

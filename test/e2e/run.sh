@@ -7,6 +7,9 @@
 # long     all of it: the full product of drivers, modes, families and MPMs
 # else     the tests that pytest's -k EXPRESSION selects (K=EXPRESSION too)
 #
+# With SAN=1, what is tested was built with AddressSanitizer (SAN=1 for make, too),
+# and what that finds in httpd counts as a complaint in its log.
+#
 # Boots the lab and runs everything in that one guest; started inside the lab it
 # does the second half only. What failed tests have logged is kept in
 # BUILD/e2e/. Fails when a test failed, when there is no lab, and when not a
@@ -24,8 +27,9 @@ if [ "${LAB:-}" != guest ]; then
     esac
     build=${BUILD:-$here/../../build}
     mkdir -p "$build"
-    exec "$here/../lab/lab.sh" run --build "$build" --timeout $timeout -- \
-        sh test/e2e/run.sh "$what"
+    layer=$("$here/../lab/lab.sh" servers)
+    exec "$here/../lab/lab.sh" run --layer "$layer" --build "$build" --timeout $timeout \
+        --env "SAN=${SAN:-}" --env "SEED=${SEED:-}" --env "N=${N:-}" -- sh test/e2e/run.sh "$what"
 fi
 
 for file in module/mod_rdma.so client/rwget peer/rdma_peer; do

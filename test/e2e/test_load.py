@@ -97,6 +97,8 @@ def test_leases_hold_no_worker(client, leases):
     """Eight workers serve others while more clients than that have not yet
     read what is theirs, and do not let go of it."""
     before = status()
+    # For a moment all of the eight are wanted: when everybody comes at once.
+    client.httpd.expect({"AH00484": None})
     process = client.peer_at([client.site.file(200_000)], "before-read",
                              "--clients", leases, count=leases, mode="read",
                              full=False)

@@ -113,10 +113,15 @@ def test_children_that_serve_few_connections(client, load, mode):
         server.start(wanted)
 
 
+# Of httpd's workers when a hard stop has taken their pollset away.
+LAST_WORDS = {"AH03093": None}
+
+
 @pytest.mark.parametrize("mode", EACH)
 def test_hard_restart(client, load, mode):
     """Requests may be cut, and are not wrong."""
     load(mode)
+    client.httpd.expect(LAST_WORDS)
     old = client.httpd.children()
     client.httpd.process.send_signal(signal.SIGHUP)
     gone(client, old)
@@ -128,6 +133,7 @@ def test_hard_restart(client, load, mode):
 @pytest.mark.parametrize("mode", EACH)
 def test_stop(client, load, mode, how):
     load(mode, 400)
+    client.httpd.expect(LAST_WORDS)
     if how == "both":
         client.httpd.process.send_signal(signal.SIGWINCH)
         time.sleep(0.3)

@@ -20,7 +20,7 @@ def test_larger_than_all_memory(client, mode, size):
     """Every byte is looked at as it comes, and none is kept."""
     before = status()
     run = client.peer([client.site.sparse(size)], "--window", WINDOW,
-                      "--expect-path", mode, mode=mode, seconds=900,
+                      "--expect-path", mode, "--timeout", 800, mode=mode, seconds=900,
                       verify=f"sparse:{SEED:#x}", full=False)
     assert run.status == 0, run.json
     client.tally.body(run.paths[mode] == 1, size)

@@ -39,7 +39,8 @@ def held(client):
 
 
 @pytest.mark.parametrize("requests", [
-    800, pytest.param(N, marks=pytest.mark.long)])
+    pytest.param(800, id="brief"),
+    pytest.param(N, id="full", marks=pytest.mark.long)])
 @pytest.mark.driver("tuned")
 @pytest.mark.httpd(conf("""
 RdmaEnable On

@@ -301,6 +301,36 @@ int fake_trip(const char *function)
     return error;
 }
 
+void *fake_calloc(size_t n, size_t size)
+{
+    int error = fake_trip("calloc");
+
+    if (error) {
+        errno = error;
+        return NULL;
+    }
+    return calloc(n, size);
+}
+
+int fake_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+                        void *(*start)(void *), void *baton)
+{
+    int error = fake_trip("pthread_create");
+
+    return error ? error : pthread_create(thread, attr, start, baton);
+}
+
+int fake_eventfd(unsigned initial, int flags)
+{
+    int error = fake_trip("eventfd");
+
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    return eventfd(initial, flags);
+}
+
 void fake_spare_this_thread(int on)
 {
     spared = on;

@@ -18,6 +18,7 @@
 #ifndef FAKE_H
 #define FAKE_H
 
+#include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -71,10 +72,17 @@ void fake_remove_device(void);
 void fake_refuse_dead_posts(int on);
 
 /* The n-th call (1 and up) of this function from now on, by a thread that is
- * not spared, fails with this errno. */
+ * not spared, fails with this errno. Functions of the two libraries, and those
+ * of the C library that the engine has from below. */
 void fake_fail(const char *function, unsigned nth, int error);
 /* Was it called so often? Forgets it. */
 int fake_failed(void);
 void fake_spare_this_thread(int on);
+
+/* In the place of those of the C library (Makefile.apxs). */
+void *fake_calloc(size_t n, size_t size);
+int fake_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+                        void *(*start)(void *), void *baton);
+int fake_eventfd(unsigned initial, int flags);
 
 #endif /* FAKE_H */

@@ -9,11 +9,13 @@ here=$(cd "$(dirname "$0")" && pwd)
 usage() {
     cat <<END
 usage: lab.sh build
+       lab.sh servers
        lab.sh run [OPTION...] -- COMMAND [ARGUMENT...]
        lab.sh shell [OPTION...]
        lab.sh pair [OPTION...] -- COMMAND [ARGUMENT...]
 
 build   gets the kernel and builds the drivers, where that is not done yet
+servers gets HTTP servers that are not installed here, and prints the folder
 run     runs COMMAND in a guest, in /src, and ends with its exit status
 shell   the same with a prompt
 pair    boots two guests, of one processor and 2G each, with a network link
@@ -25,6 +27,7 @@ pair    boots two guests, of one processor and 2G each, with a network link
   --out DIR      what it sees at /out; keeps console.log and dmesg.txt
                  (a folder in BUILD, removed after success); with pair, its
                  subfolders server and client are
+  --layer DIR    a folder that lies over the host's root folder, read-only
   --env K=V      sets a variable; may be repeated
   --mem SIZE     memory (4G)
   --cpus N       processors (2)
@@ -61,9 +64,8 @@ make_once() {
     fi
 }
 
-# build: sets kernel, kerneldir and initrd, and adds to env, after making what
-# is missing. Each part is named after its recipe, so a change of one repeats
-# that part only.
+# build: sets kernel, kerneldir and initrd, after making what is missing. Each
+# part is named after its recipe, so a change of one repeats that part only.
 build() {
     local depends version dir siwdir started=$SECONDS
     # The headers' package decides: the drivers are built against them.
@@ -78,10 +80,7 @@ build() {
     siwdir=$dir/siw-$version-$(hash kernel.sh siw.sh siw-tuned.patch)
     initrd=$dir/initrd-$version-$(hash kernel.sh siw.sh siw-tuned.patch \
         initrd.sh modules init guest.sh).gz
-    phpdir=$dir/php-$(hash php.sh)
-    env+=("LAB_PHP_FPM=$phpdir/php-fpm")
-    if [ -e "$kerneldir" ] && [ -e "$siwdir" ] && [ -e "$initrd" ] &&
-        [ -e "$phpdir" ]; then
+    if [ -e "$kerneldir" ] && [ -e "$siwdir" ] && [ -e "$initrd" ]; then
         return
     fi
     "$here/packages.sh" lab >&2 || die "packages are missing"
@@ -92,10 +91,24 @@ build() {
     flock 9
     make_once "$kerneldir" sh "$here/kernel.sh" "$kernel" "$version"
     make_once "$siwdir" sh "$here/siw.sh" "$kerneldir/siw" "$kernel"
-    make_once "$phpdir" sh "$here/php.sh"
     make_once "$initrd" sh "$here/initrd.sh" "$kerneldir" "$kernel" "$siwdir"
     exec 9>&-
     echo "lab: built in $((SECONDS - started)) s" >&2
+}
+
+# servers: prints the folder that servers.sh makes, after making it if need be.
+servers() {
+    local dir=${XDG_CACHE_HOME:-$HOME/.cache}/mod_rdma/lab path
+    path=$dir/servers-$(hash servers.sh)
+    if [ ! -e "$path" ]; then
+        echo "lab: getting HTTP servers" >&2
+        mkdir -p "$dir"
+        exec 9>"$dir/lock"
+        flock 9
+        make_once "$path" sh "$here/servers.sh"
+        exec 9>&-
+    fi
+    echo "$path"
 }
 
 job=
@@ -131,12 +144,13 @@ options() {
     cpu=max
     timeout=1800
     link=
+    layer=
     accel=tcg
     env=()
     while [ $# -gt 0 ]; do
         case $1 in
         --src | --build | --out | --mem | --cpus | --cpu | --timeout | \
-            --link | --env)
+            --link | --layer | --env)
             [ $# -gt 1 ] || die "$1 wants a value"
             if [ "$1" = --env ]; then
                 [[ $2 == [A-Za-z_]*=* ]] || die "--env wants K=V"
@@ -213,7 +227,7 @@ boot() {
         -accel "${accel/#tcg/tcg,thread=multi}"
         -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
         -no-reboot -kernel "$image" -initrd "$initrd"
-        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable"
+        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable${layer:+ lab.layer}"
         -chardev "file,id=console,path=${log//,/,,}" -serial chardev:console
         -device virtio-serial-pci)
     share host / readonly=on
@@ -221,6 +235,9 @@ boot() {
     share build "$build"
     share out "$out"
     share job "$job"
+    if [ -n "$layer" ]; then
+        share over "$layer" readonly=on
+    fi
     share modules "$kerneldir/lib/modules/$kernel" readonly=on
     if [ -n "$link" ]; then
         plug "${link%%:*}" "${link#*:}"
@@ -380,6 +397,9 @@ verb=${1:-}
 case $verb in
 build)
     build
+    ;;
+servers)
+    servers
     ;;
 run)
     options "$@"

@@ -122,6 +122,26 @@ START_TEST(arenas_leave_some)
 }
 END_TEST
 
+/* Not counted twice: neither as used nor as set aside for it. */
+START_TEST(pools_fill_what_is_set_aside)
+{
+    size_t most = MIB / 2 - MIB / RDMA_MEM_ARENAS_LEAVE;
+    rdma_mem_pool *pool;
+    rdma_mem_usage u;
+
+    rdma_mem_reserve(mem, MIB / 2);
+    rdma_mem_usage_get(mem, &u);
+    ck_assert_uint_eq(u.available, most);
+    ck_assert_int_eq(rdma_mem_pool_create(mem, pd, MIB / 2, &pool), 0);
+    rdma_mem_usage_get(mem, &u);
+    ck_assert_uint_eq(u.available, most);
+    rdma_mem_pool_destroy(pool);
+    rdma_mem_usage_get(mem, &u);
+    ck_assert_uint_eq(u.available, most);
+    rdma_mem_reserve(mem, 0);
+}
+END_TEST
+
 START_TEST(sizes_that_cannot_be)
 {
     static const size_t lens[] = {0, SIZE_MAX, SIZE_MAX - 1, SIZE_MAX - 4095,
@@ -399,6 +419,7 @@ int main(void)
     tcase_add_test(tc, region_is_whole_zeroed_pages);
     tcase_add_test(tc, budget_is_kept);
     tcase_add_test(tc, arenas_leave_some);
+    tcase_add_test(tc, pools_fill_what_is_set_aside);
     tcase_add_test(tc, sizes_that_cannot_be);
     tcase_add_test(tc, refusal_of_the_device_is_refunded);
     tcase_add_test(tc, memory_that_cannot_be_deregistered);

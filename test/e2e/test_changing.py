@@ -1,0 +1,157 @@
+"""Files that change while they are served: the client gets the file as it was at
+one moment, or sees that it failed; never a mixture, and never waits for ever."""
+import os
+import random
+import threading
+import time
+
+import pytest
+
+from content import SEED, differs, make
+from httpd import conf
+from status import status, wait_for
+
+WINDOW = 128 << 10
+STREAM = 3_000_001
+OTHER = 0x0DD << 40  # the seed of the other version
+MODES = pytest.mark.parametrize("mode", ["write", "read"])
+
+pytestmark = pytest.mark.httpd(conf("""
+RdmaEnable On
+RdmaMemory 4M
+RdmaTimeout 10
+"""))
+
+
+def append(path):
+    with open(path, "ab") as file:
+        file.write(b"more")
+
+
+def truncate(path):
+    os.truncate(path, STREAM // 2)
+
+
+def rewrite(path):
+    """In place, and the time of modification is what it was."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.write(make(STREAM, OTHER))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replace(path):
+    new = path.with_suffix(".new")
+    new.write_bytes(make(STREAM, OTHER))
+    new.rename(path)
+
+
+def remove(path):
+    path.unlink()
+
+
+@MODES
+@pytest.mark.parametrize("change,survives", [
+    (append, False), (truncate, False), (rewrite, False),
+    (replace, True), (remove, True)])
+def test_stream(client, mode, change, survives):
+    """Changed when some of it has gone. One that was appended to cannot be told
+    from one that was rewritten."""
+    path = client.site.file(STREAM, "changing")
+    before = status()["StreamsOpen"]
+    client.lab.netem("rate", "8mbit", "limit", "10000")
+    try:
+        process = client.start_rwget(path, f"--rdma-window={WINDOW}", rdma=mode)
+        wait_for(StreamsOpen=before + 1)
+        time.sleep(0.5)
+        change(client.site.root / path[1:])
+    finally:
+        client.lab.mend()
+    ended, out, err = client.finish(process)
+    (client.site.root / path[1:]).unlink(missing_ok=True)
+    entry, = client.httpd.access()
+    assert entry.mode == mode, entry
+    if survives:
+        assert ended == 0, err
+        got = (client.folder / "fetched").read_bytes()
+        assert not differs(got, STREAM, SEED)
+        client.tally.body(True, STREAM)
+    else:
+        assert ended not in (0, 9) and ended > 0, (ended, out, err)
+    wait_for(StreamsOpen=before)
+    client.fetch(100_000, by=mode, alone=False)
+
+
+class Writer(threading.Thread):
+    """Rewrites a file in place, in passes from its begin to its end: pass n
+    fills it with blocks that say n. So at any moment there is n in front and
+    n - 1 behind."""
+
+    BLOCK = 4096
+    BLOCKS = 100
+
+    def __init__(self, path):
+        super().__init__()
+        self.ends = threading.Event()
+        self.chance = random.Random(1)
+        self.passes = 0
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.write()
+
+    def write(self):
+        self.passes += 1
+        block = self.passes.to_bytes(8, "big") * (self.BLOCK // 8)
+        for number in range(self.BLOCKS):
+            os.pwrite(self.file, block, number * self.BLOCK)
+
+    def run(self):
+        while not self.ends.wait(self.chance.uniform(0, 0.03)):
+            self.write()
+
+    def end(self):
+        self.ends.set()
+        self.join()
+        os.close(self.file)
+
+    def judge(self, body):
+        """What is wrong with it, or None."""
+        if len(body) != self.BLOCK * self.BLOCKS:
+            return f"{len(body)} bytes"
+        words = [int.from_bytes(body[at:at + 8], "big")
+                 for at in range(0, len(body), 8)]
+        steps = [at * 8 for at in range(1, len(words))
+                 if words[at] != words[at - 1]]
+        if not steps or (len(steps) == 1 and steps[0] % self.BLOCK == 0
+                         and words[-1] == words[0] - 1):
+            return None
+        return f"changes at {steps[:4]}: {words[0]} to {words[-1]}"
+
+
+@MODES
+def test_rewritten_all_the_time(client, mode):
+    path = client.site.root / "hot.bin"
+    writer = Writer(path)
+    path.chmod(0o644)
+    writer.start()
+    ways = []
+    try:
+        for _ in range(40):
+            result = client.rwget("/hot.bin", rdma=mode)
+            if result.status == 0:
+                wrong = writer.judge(result.target.read_bytes())
+                assert not wrong, (result.json, wrong)
+                ways.append(result.path)
+            else:
+                assert result.status not in (9,) and result.status > 0, \
+                    (result.status, result.err)
+                ways.append("failed")
+    finally:
+        writer.end()
+    print(writer.passes, {way: ways.count(way) for way in set(ways)})
+    assert {mode, "tcp"} <= set(ways), ways
+    client.httpd.skip_access()
+    result = client.rwget("/hot.bin", rdma=mode)
+    assert (result.status, result.path) == (0, mode), result.err
+    client.httpd.access()
+    client.tally.body(True, 409_600)
+    path.unlink()
