@@ -6,10 +6,12 @@ import subprocess
 import threading
 from pathlib import Path
 
-from content import make
+from content import SEED, make
 from hosts import wait_until
 
 
+PARTS = [b"the first\n", b"the second\n", b"the last\n"]
+MUCH = 64 << 20
 PHP_FPM = "/usr/sbin/php-fpm8.2"
 
 
@@ -37,6 +39,8 @@ class Raw(socketserver.StreamRequestHandler):
     """HTTP/1.1 as it is written here; one request for each connection."""
 
     SIZE = 200_000
+    gate = threading.Semaphore(0)  # what `pauses` waits for
+    sent = 0                       # of `much`
 
     def handle(self):
         line = self.rfile.readline().decode()
@@ -65,6 +69,34 @@ class Raw(socketserver.StreamRequestHandler):
         for chunk in _chunked(body):
             self.wfile.write(chunk)
         self.wfile.write(b"0\r\nX-After: it came\r\n\r\n")
+
+    def pauses(self, _):
+        self._head("Transfer-Encoding: chunked")
+        for part in PARTS:
+            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            self.gate.acquire(timeout=60)
+        self.wfile.write(b"0\r\n\r\n")
+
+    def much(self, _):
+        Raw.sent = 0
+        self._head(f"Content-Length: {MUCH}")
+        for at in range(0, MUCH, 1 << 20):
+            self.wfile.write(make(1 << 20, SEED + at))
+            Raw.sent += 1 << 20
+
+    def breaks_with_length(self, body):
+        self._head(f"Content-Length: {2 * len(body)}")
+        self.wfile.write(body)
+
+    def breaks_chunked(self, body):
+        self._head("Transfer-Encoding: chunked")
+        for chunk in _chunked(body):
+            self.wfile.write(chunk)
+
+    def breaks_late(self, _):
+        self._head("Transfer-Encoding: chunked")
+        for chunk in _chunked(make(3 << 20), 70_000):
+            self.wfile.write(chunk)
 
     def forged(self, body):
         self._head(f"Content-Length: {len(body)}",
@@ -97,6 +129,9 @@ class Fcgi(socketserver.StreamRequestHandler):
             if kind == self.STDIN and not data:
                 break
             params += data if kind != self.STDIN else b""
+        if b"/fcgi/pauses" in params:
+            self._pauses(number)
+            return
         body = make(self.SIZE)
         lines = ["Content-Type: application/octet-stream"]
         if b"/fcgi/length" in params:
@@ -104,6 +139,16 @@ class Fcgi(socketserver.StreamRequestHandler):
         out = "\r\n".join([*lines, "", ""]).encode() + body
         for at in range(0, len(out), 7001):
             self._send(self.STDOUT, number, out[at:at + 7001])
+            if b"/fcgi/breaks" in params and at > len(out) // 2:
+                return
+        self._send(self.STDOUT, number)
+        self._send(self.END, number, bytes(8))
+
+    def _pauses(self, number):
+        self._send(self.STDOUT, number, b"Content-Type: text/plain\r\n\r\n")
+        for part in PARTS:
+            self._send(self.STDOUT, number, part)
+            Raw.gate.acquire(timeout=60)
         self._send(self.STDOUT, number)
         self._send(self.END, number, bytes(8))
 
