@@ -39,8 +39,8 @@ class Raw(socketserver.StreamRequestHandler):
     """HTTP/1.1 as it is written here; one request for each connection."""
 
     SIZE = 200_000
-    gate = threading.Semaphore(0)  # what `pauses` waits for
-    sent = 0                       # of `much`
+    gate = None  # the semaphore that `pauses` waits for
+    sent = 0     # bytes of `much`
 
     def handle(self):
         line = self.rfile.readline().decode()
@@ -71,10 +71,11 @@ class Raw(socketserver.StreamRequestHandler):
         self.wfile.write(b"0\r\nX-After: it came\r\n\r\n")
 
     def pauses(self, _):
+        gate = Raw.gate
         self._head("Transfer-Encoding: chunked")
         for part in PARTS:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
-            self.gate.acquire(timeout=60)
+            gate.acquire(timeout=60)
         self.wfile.write(b"0\r\n\r\n")
 
     def much(self, _):
@@ -145,10 +146,11 @@ class Fcgi(socketserver.StreamRequestHandler):
         self._send(self.END, number, bytes(8))
 
     def _pauses(self, number):
+        gate = Raw.gate
         self._send(self.STDOUT, number, b"Content-Type: text/plain\r\n\r\n")
         for part in PARTS:
             self._send(self.STDOUT, number, part)
-            Raw.gate.acquire(timeout=60)
+            gate.acquire(timeout=60)
         self._send(self.STDOUT, number)
         self._send(self.END, number, bytes(8))
 
