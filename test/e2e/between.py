@@ -63,7 +63,7 @@ http_port {at}:{port} {mode}
 pid_filename {root}/pid
 cache_log {root}/cache.log
 access_log none
-cache_effective_user root
+cache_effective_user proxy
 cache_mem 64 MB
 maximum_object_size_in_memory 8 MB
 coredump_dir {root}

@@ -27,7 +27,7 @@ if [ "${LAB:-}" != guest ]; then
     esac
     build=${BUILD:-$here/../../build}
     mkdir -p "$build"
-    layer=$("$here/../lab/lab.sh" servers)
+    layer=$("$here/../lab/lab.sh" layer)
     exec "$here/../lab/lab.sh" run --layer "$layer" --build "$build" --timeout $timeout \
         --env "SAN=${SAN:-}" --env "SEED=${SEED:-}" --env "N=${N:-}" -- sh test/e2e/run.sh "$what"
 fi

@@ -73,10 +73,11 @@ def test_by_rdma(client, mode, size):
     assert 0 < int(D) < 60_000_000
     assert (way, count, why) == (f"{mode}/{mode}", f"{size}/{size}", "-/-")
     accounts.new(LOGS[1])
-    # One request of ours besides; its page has some KiB.
+    # With mod_logio the scoreboard counts what went over connections, too; one
+    # request of ours besides, whose page has some KiB.
     requests, kib = accounts.added()
     assert requests == 2
-    assert size >> 10 <= kib <= (size >> 10) + 64
+    assert kib < 64
 
 
 def test_declined(client):

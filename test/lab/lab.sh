@@ -9,13 +9,14 @@ here=$(cd "$(dirname "$0")" && pwd)
 usage() {
     cat <<END
 usage: lab.sh build
-       lab.sh servers
+       lab.sh layer [PACKAGE...]
        lab.sh run [OPTION...] -- COMMAND [ARGUMENT...]
        lab.sh shell [OPTION...]
        lab.sh pair [OPTION...] -- COMMAND [ARGUMENT...]
 
 build   gets the kernel and builds the drivers, where that is not done yet
-servers gets HTTP servers that are not installed here, and prints the folder
+layer   unpacks packages that are not installed here, for --layer, and prints
+        the folder; without a name, HTTP servers for the tests
 run     runs COMMAND in a guest, in /src, and ends with its exit status
 shell   the same with a prompt
 pair    boots two guests, of one processor and 2G each, with a network link
@@ -96,16 +97,20 @@ build() {
     echo "lab: built in $((SECONDS - started)) s" >&2
 }
 
-# servers: prints the folder that servers.sh makes, after making it if need be.
-servers() {
+# layer PACKAGE...: prints the folder that layer.sh makes, after making it if
+# need be.
+layer() {
     local dir=${XDG_CACHE_HOME:-$HOME/.cache}/mod_rdma/lab path
-    path=$dir/servers-$(hash servers.sh)
+    path=$dir/layer-$({
+        cat "$here/layer.sh"
+        echo "$@"
+    } | sha256sum | cut -c 1-12)
     if [ ! -e "$path" ]; then
-        echo "lab: getting HTTP servers" >&2
+        echo "lab: getting ${*:-HTTP servers}" >&2
         mkdir -p "$dir"
         exec 9>"$dir/lock"
         flock 9
-        make_once "$path" sh "$here/servers.sh"
+        make_once "$path" sh "$here/layer.sh" "$@"
         exec 9>&-
     fi
     echo "$path"
@@ -398,8 +403,8 @@ case $verb in
 build)
     build
     ;;
-servers)
-    servers
+layer)
+    layer "$@"
     ;;
 run)
     options "$@"

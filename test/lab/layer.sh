@@ -1,12 +1,17 @@
 #!/bin/sh
-# servers.sh DIR: unpacks into DIR, as a layer over the root folder, Debian's
-# packages of HTTP servers that the end-to-end tests put beside httpd, with
-# what they need beyond this machine's packages. Nothing is installed: some of
-# them would start a service.
+# layer.sh [PACKAGE...] DIR: unpacks into DIR, as a layer over the root folder,
+# Debian's packages of that name, with what they need beyond this machine's
+# packages. Nothing is installed: some of them would start a service. Without
+# names: the HTTP servers that the end-to-end tests put beside httpd.
 set -eu
 
+packages=
+while [ $# -gt 1 ]; do
+    packages="$packages $1"
+    shift
+done
+packages=${packages:-nginx-light haproxy squid varnish php-fpm}
 dir=$1
-packages='nginx-light haproxy squid varnish php-fpm'
 
 mkdir -p "$dir/deb/partial"
 for try in 1 2; do
