@@ -42,6 +42,12 @@ LINES = 3000
 TEXT = sum(len(f"line {n} of a text\n") for n in range(LINES))
 USER = base64.b64encode(b"user:secret").decode()
 
+FOLDERS = """. acted asis basic chosen dav digest edited expiring fallback
+headed headed/digest included index kept limited listed lua maps php
+programs recoded remote rewritten second sendfile small split squeezed/brotli
+squeezed/gzip substituted typed unmapped upper views accessible
+buffered""".split()
+
 CACHES = [(f"{kind}-{when}", kind, when) for kind in ("disk", "socache")
           for when in ("quick", "late")]
 
@@ -648,13 +654,7 @@ def _program(root, name, text):
 def build(site):
     """The site's files and what the server needs beside them."""
     root, var = site / "matrix", site / "matrix-var"
-    for folder in ("", "programs", "included", "squeezed/gzip",
-                   "squeezed/brotli", "chosen", "substituted", "edited", "typed",
-                   "split", "headed/digest", "upper", "buffered", "recoded", "headed", "expiring",
-                   "limited", "asis", "lua", "small", "sendfile",
-                   "unmapped", "kept", "rewritten", "listed", "views", "maps",
-                   "dav", "basic", "digest", "accessible", "second", "index",
-                   "acted", "php", "remote", "fallback"):
+    for folder in FOLDERS:
         (root / folder).mkdir(parents=True, exist_ok=True)
     var.mkdir(exist_ok=True)
     var.chmod(0o777)
