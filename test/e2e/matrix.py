@@ -113,6 +113,12 @@ ProxyTimeout 20
 <Location /programs/trusted.cgi>
     SetEnv ap_trust_cgilike_cl 1
 </Location>
+<Location /programs/nokeepalive.cgi>
+    SetEnv nokeepalive 1
+</Location>
+<Location /programs/downgrade.cgi>
+    SetEnv downgrade-1.0 1
+</Location>
 <Location /fcgi>
     SetHandler proxy:fcgi://127.0.0.1:{FCGI}/
 </Location>
@@ -434,6 +440,8 @@ _row(G, "a length of zero", "/empty.bin", length=0, tcp="nothing to send")
 _row(G, "100, Expect: 100-continue on a GET", "/programs/stdin.cgi",
      "Expect: 100-continue", body="it was read", interim=100,
      holds=b"it was read")
+_row(G, "Expect: 100-continue that nobody answers", "/lua/puts.lua",
+     "Expect: 100-continue", body="never read", length=PROGRAM)
 _row(G, "103 of a back end", "/raw/early", interim=103, length=PROGRAM)
 _row(G, "POST", "/programs/stdin.cgi", method="POST", body="it was read",
      holds=b"it was read", tcp="not a GET")
@@ -478,6 +486,10 @@ _row(G, "Connection: close", FILE, connection=("close, RDMA",), length=SIZE,
 _row(G, "several Connection lines", FILE,
      connection=("keep-alive", "X-Hop, RDMA", "X-Other"), length=SIZE)
 _row(G, "in another case", FILE, connection=("rDmA",), length=SIZE)
+_row(G, "nokeepalive, unknown length", "/programs/nokeepalive.cgi",
+     length=PROGRAM)
+_row(G, "downgrade-1.0", "/programs/downgrade.cgi", length=PROGRAM,
+     tcp="the field is of HTTP/1.1")
 _row(G, "a URL in absolute form", f"http://server{FILE}", length=SIZE)
 _row(G, "trailers of a back end, which httpd drops", "/raw/trailers",
      length=PROGRAM)
@@ -713,7 +725,8 @@ def build(site):
     data = root / "program.bin"
     data.write_bytes(make(PROGRAM))
     kind = "echo Content-Type: application/octet-stream"
-    _program(root, "cat.cgi", f"{kind}\necho\ncat {data}")
+    for name in "cat", "nokeepalive", "downgrade":
+        _program(root, f"{name}.cgi", f"{kind}\necho\ncat {data}")
     for name in ("length", "trusted"):
         _program(root, f"{name}.cgi",
                  f"{kind}\necho Content-Length: {PROGRAM}\necho\ncat {data}")
