@@ -178,11 +178,13 @@ static int has_foreign_filter(const ap_filter_t *ours)
     return 0;
 }
 
-/* No field at all: not for such a response, not in this directory. */
+/* No field at all: not for such a response, not in this directory, and not
+ * where HTTP/1.1 is to be answered as HTTP/1.0. */
 static int is_without_field(request_rec *r, apr_off_t length)
 {
     return r->header_only || AP_STATUS_IS_HEADER_ONLY(r->status) || length == 0
            || r->connection->aborted
+           || apr_table_get(r->subprocess_env, "downgrade-1.0")
            || !rdma_config_enabled(rdma_config_of(r));
 }
 
@@ -421,6 +423,9 @@ static int send_head(void *baton, const rdma_hdr_response *head)
     b->streaming = 1;
     r->clength = 0;
     apr_table_unset(r->headers_out, "Content-Length");
+    /* HTTP_HEADER would not say so of a connection that it means to close, as
+     * after an Expect that nobody has answered. */
+    r->chunked = 1;
     bb = apr_brigade_create(r->pool, r->connection->bucket_alloc);
     APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_flush_create(bb->bucket_alloc));
     return ap_pass_brigade(f->next, bb) == APR_SUCCESS

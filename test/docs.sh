@@ -1,6 +1,7 @@
 #!/bin/sh
 # The documents and the code say the same: directives, message ids, declined
-# tokens, counters, options of the programs, the version. Run from the root.
+# tokens, counters, support matrix, options of the programs, the version. Run
+# from the root.
 #
 #   docs.sh [PROGRAM...]    programs whose --help is held against docs/NAME.1
 set -u
@@ -69,6 +70,14 @@ if [ -z "$counters" ] || [ "$counters" != "$explained" ]; then
     failed=$((failed + 1))
 else
     passed=$((passed + $(echo "$counters" | wc -l)))
+fi
+# The support matrix is what test_matrix.py asks for.
+table=$(/usr/bin/python3 -B test/e2e/matrix.py)
+if [ -n "$table" ] && [ "$table" = "$(grep '^|' docs/SUPPORT.md)" ]; then
+    passed=$((passed + $(echo "$table" | wc -l)))
+else
+    echo "docs: the table of docs/SUPPORT.md is not that of test/e2e/matrix.py" >&2
+    failed=$((failed + 1))
 fi
 for program; do
     page=docs/$(basename "$program").1

@@ -3,6 +3,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -81,9 +82,7 @@ class Clients:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-        for path in sorted(self.folder.rglob("*"), reverse=True):
-            path.unlink()
-        self.folder.rmdir()
+        shutil.rmtree(self.folder)
 
     # ---- programs -------------------------------------------------------
 

@@ -18,6 +18,7 @@ import wire
 from content import Site
 from hosts import DRIVERS, Lab
 from httpd import PORT, Conf, Httpd, conf
+from matrix import table_of
 from tally import Tally
 
 KEEP = Path("/build/e2e")
@@ -196,6 +197,10 @@ def pytest_sessionfinish(session):
 
 def pytest_terminal_summary(terminalreporter, config):
     suite = config.getoption("suite")
+    if TALLY.matrix:
+        terminalreporter.section("support matrix")
+        for line in table_of(TALLY.matrix):
+            terminalreporter.write_line(line)
     terminalreporter.section("end to end")
     for line in TALLY.lines(suite):
         terminalreporter.write_line(line)

@@ -77,9 +77,9 @@ class Connection:
         self.socket.close()
 
     def send(self, path, rdma=None, method="GET", version="1.1",
-             connection="RDMA", fields=()):
+             connection="RDMA", fields=(), host="server"):
         """One request; connection is the Connection field or None."""
-        lines = [f"{method} {path} HTTP/{version}", "Host: server"]
+        lines = [f"{method} {path} HTTP/{version}", f"Host: {host}"]
         if connection is not None:
             lines.append(f"Connection: {connection}")
         if rdma is not None:

@@ -22,12 +22,19 @@ class Tally:
         self.bytes = 0   # their bytes
         self.cells = set()
         self.groups = {}
+        self.matrix = {}  # {row: {mode: rdma, tcp or FAIL}}
 
     def body(self, moved, size):
         self.wanted += 1
         if moved:
             self.moved += 1
             self.bytes += size
+
+    def row(self, identity, mode, seen):
+        """What a row of the support matrix has come to; a failure stays."""
+        row = self.matrix.setdefault(identity, {})
+        if row.get(mode) != "FAIL":
+            row[mode] = seen
 
     def outcome(self, group, outcome):
         self.groups.setdefault(group, Counter())[outcome] += 1

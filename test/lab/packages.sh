@@ -21,7 +21,7 @@ lab='qemu-system-x86 busybox-static cpio kmod iproute2 gcc make patch bzip2
      xz-utils linux-headers-amd64 ibverbs-providers ibverbs-utils
      rdmacm-utils perftest'
 
-test='python3 python3-pytest curl'
+test='python3 python3-pytest curl openssl'
 
 case $# in
 0)

@@ -49,6 +49,47 @@ static void fill(char *out, const char *raw, const struct offer *o)
     out[n] = '\0';
 }
 
+/* A request given by hand: tabs become line ends, and a head without an end
+ * gets one. */
+static size_t by_hand(char *out, size_t room, const char *ask,
+                      const char *field)
+{
+    size_t n = 0;
+    bool whole = strstr(ask, "\t\t") != NULL;
+    for (; *ask != '\0' && n + strlen(field) + 8 < room; ask++) {
+        if (strncmp(ask, "{rdma}", 6) == 0) {
+            n += (size_t)sprintf(out + n, "%s", field);
+            ask += 5;
+        }
+        else if (*ask == '\t') {
+            n += (size_t)sprintf(out + n, "\r\n");
+        }
+        else {
+            out[n++] = *ask;
+        }
+    }
+    return n + (size_t)sprintf(out + n, "%s", whole ? "" : "\r\n\r\n");
+}
+
+/* The request by the options; its length. */
+static size_t by_options(char *text, size_t room, const struct request *r,
+                         const char *field)
+{
+    int n = snprintf(text, room, "%s %s HTTP/1.%d\r\nHost: %s\r\n",
+                     opt.method, r->path, opt.http10 ? 0 : 1, opt.host);
+    if (opt.nominate && *field != '\0') {
+        n += snprintf(text + n, room - (size_t)n, "Connection: RDMA\r\n");
+    }
+    if (*field != '\0') {
+        n += snprintf(text + n, room - (size_t)n, "RDMA: %s\r\n", field);
+    }
+    for (unsigned i = 0; i < opt.headers.n; i++) {
+        n += snprintf(text + n, room - (size_t)n, "%s\r\n", opt.headers.of[i]);
+    }
+    n += snprintf(text + n, room - (size_t)n, "\r\n");
+    return (size_t)n;
+}
+
 void request_send(struct request *r)
 {
     static char text[65536];
@@ -56,7 +97,8 @@ void request_send(struct request *r)
     struct endpoint *ep = r->ep;
     struct offer o = {.port = ep->port, .id = r->id};
     const char *raw = opt.field;
-    int n;
+    bool head_only = strcmp(opt.method, "HEAD") == 0;
+    size_t n;
     if (opt.port != 0) {
         o.port = (uint16_t)opt.port;
     }
@@ -89,27 +131,20 @@ void request_send(struct request *r)
     }
     r->field = need(strdup(field));
     r->began = loop_now();
-    n = snprintf(text, sizeof text, "%s %s HTTP/1.%d\r\nHost: %s\r\n",
-                 opt.method, r->path, opt.http10 ? 0 : 1, opt.host);
-    if (opt.nominate && *field != '\0') {
-        n +=
-            snprintf(text + n, sizeof text - (size_t)n, "Connection: RDMA\r\n");
+    if (opt.asks.n > 0) {
+        const char *ask = opt.asks.of[(r->seq - 1) % opt.asks.n];
+        head_only = strncmp(ask, "HEAD ", 5) == 0;
+        n = by_hand(text, sizeof text, ask, field);
     }
-    if (*field != '\0') {
-        n += snprintf(text + n, sizeof text - (size_t)n, "RDMA: %s\r\n", field);
+    else {
+        n = by_options(text, sizeof text, r, field);
     }
-    for (unsigned i = 0; i < opt.headers.n; i++) {
-        n += snprintf(text + n, sizeof text - (size_t)n, "%s\r\n",
-                      opt.headers.of[i]);
-    }
-    n += snprintf(text + n, sizeof text - (size_t)n, "\r\n");
     trace("client %u id %u sent RDMA: %s", ep->number, r->id, field);
     if (r->lane->http == NULL) {
         r->http_ended = true;
         request_give_up(r, 1, "no HTTP connection");
     }
     else {
-        http_send(r->lane->http, text, (size_t)n,
-                  strcmp(opt.method, "HEAD") == 0, &request_http_ops, r);
+        http_send(r->lane->http, text, n, head_only, &request_http_ops, r);
     }
 }

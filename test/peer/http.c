@@ -38,6 +38,8 @@ struct http {
     size_t out_len, out_done;
     char line[LINE_MAX_SIZE];
     size_t line_len;
+    char *heads;
+    size_t heads_len;
     uint64_t left;
     bool chunked, has_length, minor0, wants_close, wants_keep, has_connection;
     struct http_head head;
@@ -179,6 +181,13 @@ static void line(struct http *h, char *text)
     }
 }
 
+static void keep(struct http *h)
+{
+    h->heads = need(realloc(h->heads, h->heads_len + h->line_len));
+    memcpy(h->heads + h->heads_len, h->line, h->line_len);
+    h->heads_len += h->line_len;
+}
+
 static void eat(struct http *h, const uint8_t *data, size_t len)
 {
     while (len > 0 && !h->closed && h->phase != PHASE_IDLE) {
@@ -210,6 +219,9 @@ static void eat(struct http *h, const uint8_t *data, size_t len)
             h->line_len += n;
             if (lf != NULL) {
                 size_t end = h->line_len - 1;
+                if (h->phase != PHASE_CHUNK && h->phase != PHASE_AFTER) {
+                    keep(h);
+                }
                 if (end > 0 && h->line[end - 1] == '\r') {
                     end--;
                 }
@@ -303,6 +315,7 @@ void http_send(struct http *h, const char *text, size_t len, bool head_only,
     h->out_len = len;
     h->out_done = 0;
     h->line_len = 0;
+    h->heads_len = 0;
     h->ops = ops;
     h->user = user;
     h->head_only = head_only;
@@ -314,6 +327,12 @@ void http_send(struct http *h, const char *text, size_t len, bool head_only,
 bool http_reusable(const struct http *h)
 {
     return !h->closed && h->phase == PHASE_IDLE && (!h->used || h->head.keep);
+}
+
+const char *http_heads(const struct http *h, size_t *len)
+{
+    *len = h->heads_len;
+    return h->heads;
 }
 
 void http_close(struct http *h, bool reset)
@@ -330,5 +349,7 @@ void http_close(struct http *h, bool reset)
     close(h->fd);
     free(h->out);
     h->out = NULL;
+    free(h->heads);
+    h->heads = NULL;
     loop_free(h);
 }

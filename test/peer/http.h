@@ -37,6 +37,8 @@ void http_send(struct http *h, const char *text, size_t len, bool head_only,
                const struct http_ops *ops, void *user);
 /* Whether it can take another request. */
 bool http_reusable(const struct http *h);
+/* All heads and trailers since the request, as they came. */
+const char *http_heads(const struct http *h, size_t *len);
 /* No callbacks any more. */
 void http_close(struct http *h, bool reset);
 

@@ -70,6 +70,13 @@ static void usage(void)
          " {to} {len}\n"
          "                       are filled in\n"
          "  --fields FILE        one such value a line, one request each\n"
+         "  --asks FILE          one whole request a line, sent as it is; a tab"
+         " ends a line of\n"
+         "                       it, two end its head; {rdma} becomes the field's"
+         " value\n"
+         "  --save DIR           keep what the first client gets: ID.head, with"
+         " trailers, and\n"
+         "                       ID.body\n"
          "  --addr A  --port P   advertised\n"
          "  --id N               the first one (1)\n"
          "  --depth N            receives (32)\n"
@@ -244,6 +251,8 @@ enum option_code {
     O_CLOSE,
     O_FIELD,
     O_FIELDS,
+    O_ASKS,
+    O_SAVE,
     O_ADDR,
     O_PORT,
     O_ID,
@@ -290,6 +299,8 @@ static const struct option table[] = {
     {"close", 0, NULL, O_CLOSE},
     {"field", 1, NULL, O_FIELD},
     {"fields", 1, NULL, O_FIELDS},
+    {"asks", 1, NULL, O_ASKS},
+    {"save", 1, NULL, O_SAVE},
     {"addr", 1, NULL, O_ADDR},
     {"port", 1, NULL, O_PORT},
     {"id", 1, NULL, O_ID},
@@ -380,6 +391,14 @@ static bool take(int option, const char *value)
         add_lines(&opt.fields, value);
         opt.requests = opt.fields.n;
         opt.full = opt.json = true;
+        break;
+    case O_ASKS:
+        add_lines(&opt.asks, value);
+        opt.requests = opt.asks.n;
+        opt.full = opt.json = true;
+        break;
+    case O_SAVE:
+        opt.save = value;
         break;
     case O_ADDR:
         opt.addr = value;

@@ -26,8 +26,8 @@ struct options {
     struct sockaddr_storage server;
     struct sockaddr_storage binds[BINDS_MAX];
     unsigned n_binds;
-    const char *host, *method, *addr, *field;
-    struct list paths, fields, headers;
+    const char *host, *method, *addr, *field, *save;
+    struct list paths, fields, headers, asks;
     unsigned clients, requests, concurrency;
     uint8_t prefer[2];
     uint64_t window;
@@ -53,6 +53,7 @@ struct check {
     struct sha256 sha;
     uint64_t offset, wrong;
     bool hash;
+    uint8_t *bytes; /* all of it, with --save */
 };
 void check_init(struct check *c);
 void check_feed(struct check *c, const uint8_t *data, size_t len);

@@ -51,6 +51,29 @@ bool request_window_free(const struct request *r)
            || (!r->bound && r->head == HEAD_TCP);
 }
 
+static void save_as(const struct request *r, const char *suffix,
+                    const void *data, size_t len)
+{
+    char path[4096];
+    FILE *f;
+    snprintf(path, sizeof path, "%s/%u.%s", opt.save, r->id, suffix);
+    f = fopen(path, "w");
+    if (f == NULL || fwrite(data, 1, len, f) != len || fclose(f) != 0) {
+        perror(path);
+        exit(1);
+    }
+}
+
+static void save(const struct request *r, const struct check *c)
+{
+    size_t len = 0;
+    const char *heads = r->lane != NULL && r->lane->http != NULL
+                            ? http_heads(r->lane->http, &len)
+                            : "";
+    save_as(r, "head", heads, len);
+    save_as(r, "body", c->bytes, c->offset);
+}
+
 static void settle(struct request *r, enum result result, const char *why)
 {
     if (r->result != PENDING) {
@@ -58,6 +81,9 @@ static void settle(struct request *r, enum result result, const char *why)
     }
     r->result = result;
     r->ended = loop_now();
+    if (opt.save != NULL && r->ep->number == 1) {
+        save(r, r->tcp ? &r->by_tcp : &r->by_rdma);
+    }
     if (result == OK) {
         const struct check *c = r->tcp ? &r->by_tcp : &r->by_rdma;
         r->path_used = r->tcp                  ? PATH_TCP
@@ -85,7 +111,8 @@ static void deliver(struct request *r, const struct check *c, bool empty)
 {
     totals.wrong += c->wrong;
     if (opt.expect_status > 0 ? r->status != opt.expect_status
-                              : r->status >= 400 && !r->raw) {
+                              : r->status >= 400 && !r->raw
+                                    && opt.asks.n == 0) {
         char why[40];
         snprintf(why, sizeof why, "status %d", r->status);
         settle(r, FAILED, why);
@@ -216,7 +243,8 @@ static void take_tcp(struct request *r)
 static const char *judge_head(struct request *r, const struct http_head *head)
 {
     enum field_verdict verdict;
-    if (!head->has_rdma) {
+    /* Who has not asked does not look. */
+    if (!head->has_rdma || *r->field == '\0') {
         take_tcp(r);
         return NULL;
     }

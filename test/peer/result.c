@@ -58,6 +58,10 @@ static uint64_t wrong_of_sparse(uint64_t at, const uint8_t *data, size_t len)
 
 void check_feed(struct check *c, const uint8_t *data, size_t len)
 {
+    if (opt.save != NULL && len > 0) {
+        c->bytes = need(realloc(c->bytes, c->offset + len));
+        memcpy(c->bytes + c->offset, data, len);
+    }
     if (opt.verify == VERIFY_SPARSE) {
         c->wrong += wrong_of_sparse(c->offset, data, len);
     }

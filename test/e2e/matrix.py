@@ -1,0 +1,765 @@
+"""The support matrix: what httpd can do with a response, and the way its body
+goes then. test_matrix.py asks for each row; docs/SUPPORT.md has the table.
+
+    matrix.py    prints the table as the rows say it
+
+A row is one request. Rows with the same `path` follow each other as they
+stand here, which matters to the caches: {way} makes a URL of each way's own.
+"""
+import base64
+import hashlib
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from content import make
+
+MODULES = "/usr/lib/apache2/modules"
+LOADED = """alias actions asis auth_basic auth_digest authn_core authn_file
+authz_host authz_user autoindex brotli bucketeer buffer cache cache_disk cache_socache
+cgid charset_lite dav dav_fs deflate env expires ext_filter file_cache filter
+headers http2 include lbmethod_byrequests lua negotiation proxy proxy_balancer
+proxy_fcgi proxy_http ratelimit remoteip reqtimeout rewrite sed setenvif
+slotmem_shm socache_shmcb ssl substitute""".split()
+
+BACK_END = 8090   # httpd itself, behind mod_proxy_http
+RAW = 8091        # backends.Raw, what httpd would not answer
+HTTP2 = 8092
+FCGI = 8094       # backends.Fcgi
+PHP = 8095        # backends.php_fpm
+TLS = 8443
+TLS_OPEN = 8444   # RdmaOverTLS On
+
+SIZE = 40000
+PROGRAM = 200_000
+LONG = 3 << 20    # more than the window, and more than is kept
+WHEN = 1_640_995_200
+DATE = "Sat, 01 Jan 2022 00:00:00 GMT"
+FILE = f"/{SIZE}.bin"
+LINES = 3000
+TEXT = sum(len(f"line {n} of a text\n") for n in range(LINES))
+USER = base64.b64encode(b"user:secret").decode()
+
+FOLDERS = """. acted asis basic chosen dav digest edited expiring fallback
+headed headed/digest included index kept limited listed lua maps php
+programs recoded remote rewritten second sendfile small split squeezed/brotli
+squeezed/gzip substituted typed unmapped upper views accessible
+buffered""".split()
+
+CACHES = [(f"{kind}-{when}", kind, when) for kind in ("disk", "socache")
+          for when in ("quick", "late")]
+
+
+def _cache_host(name, kind, when):
+    return f"""
+<VirtualHost *:8080>
+    ServerName {name}
+    DocumentRoot SITE/matrix
+    CacheQuickHandler {"on" if when == "quick" else "off"}
+    CacheEnable {kind} /
+    CacheRoot SITE/matrix-var/{name}
+    CacheSocache shmcb:matrix-{name}(8388608)
+    CacheHeader on
+    <Location />
+        Header set Cache-Control max-age=600
+    </Location>
+</VirtualHost>
+"""
+
+
+def _tls_host(port, rdma):
+    return f"""
+Listen {port}
+<VirtualHost *:{port}>
+    ServerName server
+    DocumentRoot SITE/matrix
+    SSLEngine on
+    SSLCertificateFile SITE/matrix-var/tls.pem
+    RdmaOverTLS {rdma}
+</VirtualHost>
+"""
+
+
+CONF = "".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so\n"
+               for name in LOADED) + f"""
+RdmaEnable On
+RdmaMinSize 1
+LogFormat "%{{X-Row}}i %{{local}}p %>s %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
+%{{RDMA_DECLINED}}n" matrix
+CustomLog matrix.log matrix
+AddType text/html .html .shtml
+AddType text/plain .txt
+AddEncoding x-gzip .gz
+MaxKeepAliveRequests 0
+RequestReadTimeout header=20-40,MinRate=500 body=20,MinRate=500
+ScriptSock matrix.sock
+Mutex file:SITE/matrix-var
+SSLSessionCache shmcb:matrix-tls(512000)
+DavLockDB SITE/matrix-var/dav
+MMapFile SITE/matrix/kept/mapped.bin
+CacheFile SITE/matrix/kept/opened.bin
+ExtFilterDefine upper mode=output cmd="/usr/bin/tr a-z A-Z"
+ProxyTimeout 20
+
+<Directory SITE/matrix>
+    Require all granted
+</Directory>
+<Location /programs>
+    Options +ExecCGI
+    SetHandler cgi-script
+</Location>
+<Location /programs/trusted.cgi>
+    SetEnv ap_trust_cgilike_cl 1
+</Location>
+<Location /programs/nokeepalive.cgi>
+    SetEnv nokeepalive 1
+</Location>
+<Location /programs/downgrade.cgi>
+    SetEnv downgrade-1.0 1
+</Location>
+<Location /fcgi>
+    SetHandler proxy:fcgi://127.0.0.1:{FCGI}/
+</Location>
+<FilesMatch "\\.php$">
+    SetHandler proxy:fcgi://127.0.0.1:{PHP}
+</FilesMatch>
+<Location /included>
+    Options +Includes
+    SetOutputFilter INCLUDES
+</Location>
+ProxyPass /back/ http://127.0.0.1:{BACK_END}/
+ProxyPass /raw/ http://127.0.0.1:{RAW}/
+ProxyPass /overridden/ http://127.0.0.1:{BACK_END}/
+ProxyPass /balanced/ balancer://matrix/
+<Proxy balancer://matrix>
+    BalancerMember http://127.0.0.1:{BACK_END}
+</Proxy>
+ProxyPass /nobody/ http://127.0.0.1:1/ retry=0
+ProxyPass /squeezed/gzip/back/ http://127.0.0.1:{BACK_END}/programs/text.cgi
+Alias /aliased SITE/matrix/second
+Redirect /redirected http://server:8080{FILE}
+<Location /overridden>
+    ProxyErrorOverride On
+    ErrorDocument 404 /error.html
+    ErrorDocument 412 /error.html
+</Location>
+<Directory SITE/matrix/fallback>
+    FallbackResource {FILE}
+</Directory>
+
+<Location /errors/file>
+    ErrorDocument 404 /error.html
+</Location>
+<Location /errors/text>
+    ErrorDocument 404 "This text is the error page."
+</Location>
+<Location /errors/url>
+    ErrorDocument 404 http://server:8080{FILE}
+</Location>
+<Location /errors/program>
+    ErrorDocument 404 /programs/error.cgi
+</Location>
+<Location /errors/back>
+    ErrorDocument 404 /back{FILE}
+</Location>
+<Location /errors/denied>
+    Require all denied
+    ErrorDocument 403 /error.html
+</Location>
+
+<Location /acted>
+    Action matrix /programs/action.cgi virtual
+    SetHandler matrix
+</Location>
+<Location /squeezed/gzip>
+    SetOutputFilter DEFLATE
+</Location>
+<Location /squeezed/brotli>
+    SetOutputFilter BROTLI_COMPRESS
+</Location>
+<Location /chosen>
+    FilterDeclare squeeze CONTENT_SET
+    FilterProvider squeeze DEFLATE "%{{CONTENT_TYPE}} =~ m#^text/plain#"
+    FilterChain squeeze
+</Location>
+<Location /typed>
+    AddOutputFilterByType DEFLATE text/plain
+</Location>
+<Location /split>
+    SetOutputFilter BUCKETEER
+</Location>
+<Location /headed/digest>
+    ContentDigest On
+</Location>
+<Location /substituted>
+    SetOutputFilter SUBSTITUTE
+    Substitute s/line/LINE/n
+</Location>
+<Location /edited>
+    SetOutputFilter Sed
+    OutputSed s/line/LINE/g
+</Location>
+<Location /upper>
+    SetOutputFilter upper
+</Location>
+<Location /buffered>
+    SetOutputFilter BUFFER
+</Location>
+<Location /recoded>
+    CharsetSourceEnc ISO-8859-1
+    CharsetDefault UTF-8
+    CharsetOptions ImplicitAdd
+</Location>
+<Location /headed>
+    Header set X-Set one
+    Header append X-Set two
+    Header always set X-Always three
+    Header unset Last-Modified
+</Location>
+<Location /expiring>
+    ExpiresActive On
+    ExpiresDefault "modification plus 20 years"
+</Location>
+<Location /limited>
+    SetOutputFilter RATE_LIMIT
+    SetEnv rate-limit 4000
+</Location>
+<Location /asis>
+    SetHandler send-as-is
+</Location>
+<Location /lua>
+    SetHandler lua-script
+</Location>
+<Location /small>
+    RdmaMinSize 1M
+</Location>
+<Directory SITE/matrix/sendfile>
+    EnableSendfile On
+</Directory>
+<Directory SITE/matrix/unmapped>
+    EnableMMAP Off
+</Directory>
+<Directory SITE/matrix/rewritten>
+    RewriteEngine On
+    RewriteBase /
+    RewriteRule ^inside\\.bin$ {FILE} [L]
+    RewriteRule ^proxied\\.bin$ http://127.0.0.1:{BACK_END}{FILE} [P]
+    RewriteRule ^moved\\.bin$ {FILE} [R=302,L]
+    RewriteRule ^gone\\.bin$ - [G]
+</Directory>
+<Directory SITE/matrix/listed>
+    Options +Indexes
+    IndexOptions FancyIndexing
+</Directory>
+<Directory SITE/matrix/views>
+    Options +MultiViews
+    AddLanguage de .de
+    AddLanguage en .en
+    LanguagePriority en
+</Directory>
+<Directory SITE/matrix/maps>
+    AddHandler type-map .var
+</Directory>
+<Location /dav>
+    Dav On
+</Location>
+<Location /basic>
+    AuthType Basic
+    AuthName matrix
+    AuthUserFile SITE/matrix-var/basic
+    Require valid-user
+</Location>
+<Location /digest>
+    AuthType Digest
+    AuthName matrix
+    AuthUserFile SITE/matrix-var/digest
+    Require valid-user
+</Location>
+<Directory SITE/matrix/accessible>
+    AllowOverride Options
+    RdmaEnable Off
+</Directory>
+
+<VirtualHost *:8080>
+    ServerName server
+    DocumentRoot SITE/matrix
+    RemoteIPHeader X-Forwarded-For
+    RemoteIPInternalProxy 10.77.0.0/16 127.0.0.1
+</VirtualHost>
+<VirtualHost *:8080>
+    ServerName second
+    DocumentRoot SITE/matrix/second
+</VirtualHost>
+<VirtualHost *:8080>
+    ServerName partly
+    DocumentRoot SITE/matrix
+    RdmaEnable Off
+    <Directory SITE/matrix/second>
+        RdmaEnable On
+    </Directory>
+</VirtualHost>
+Listen 127.0.0.1:{BACK_END}
+<VirtualHost 127.0.0.1:{BACK_END}>
+    ServerName back
+    DocumentRoot SITE/matrix
+</VirtualHost>
+Listen {HTTP2}
+<VirtualHost *:{HTTP2}>
+    ServerName server
+    DocumentRoot SITE/matrix
+    Protocols h2c http/1.1
+</VirtualHost>
+""" + _tls_host(TLS, "Off") + _tls_host(TLS_OPEN, "On") \
+    + "".join(_cache_host(*cache) for cache in CACHES)
+
+# What the rows bring about in the error log, any number of times.
+EXPECTED = ["AH00690",  # nothing acceptable
+            "AH00957", "AH01114",  # a back end that is not there
+            "AH01630",  # denied by the configuration, as a row wants it
+            "AH01882"]  # mod_ssl was built with another release of OpenSSL
+
+
+@dataclass(frozen=True)
+class Row:
+    group: str
+    name: str
+    path: str
+    fields: tuple = ()
+    tcp: str = ""          # why the body goes over TCP; empty: by RDMA
+    declined: str = None   # what the answer says then; None: nothing
+    status: int = 200
+    shows: dict = field(default_factory=dict)  # fields that prove the feature
+    holds: bytes = b""     # and what the body has in it
+    length: int = None     # and its length
+    method: str = "GET"
+    version: str = "1.1"
+    host: str = "server"
+    connection: tuple = ("RDMA",)  # the Connection lines; RDMA not without it
+    body: str = ""
+    via: str = "http"      # or tls, tls-open, pipeline, h2, h2-upgrade, and
+                           # so test_matrix.Run asks
+    interim: int = None    # a status that comes before
+    differs: tuple = ()    # fields that two answers may have different
+    boundary: bool = False # multipart: each answer has another boundary
+    gzipped: bool = False  # how it is coded depends on how it came
+    ordinal: int = 0
+
+    @property
+    def identity(self):
+        return f"{self.group}-{self.name}".replace(" ", "_")
+
+    def ask(self, way):
+        """The request as rdma_peer's --asks has it."""
+        lines = [f"{self.method} {self.path.format(way=way)} "
+                 f"HTTP/{self.version}", f"Host: {self.host}"]
+        for line in self.connection:
+            options = [option for option in line.split(", ")
+                       if way != "plain" or option != "RDMA"]
+            if options:
+                lines.append(f"Connection: {', '.join(options)}")
+        if way != "plain":
+            lines.append("RDMA: {rdma}")
+        lines.append(f"X-Row: {self.ordinal}")
+        lines += self.fields
+        if self.body:
+            lines += [f"Content-Length: {len(self.body)}", "", self.body]
+        return "\t".join(lines)
+
+
+ROWS = []
+
+
+def _row(group, name, path, *fields, **more):
+    ROWS.append(Row(group, name, path, fields, ordinal=len(ROWS), **more))
+
+
+G = "Files"
+_row(G, "a file", FILE, length=SIZE)
+_row(G, "a file larger than the window", f"/{LONG}.bin", length=LONG)
+_row(G, "with EnableSendfile On", f"/sendfile{FILE}", length=SIZE)
+_row(G, "with EnableMMAP Off", f"/unmapped{FILE}", length=SIZE)
+_row(G, "mod_file_cache, MMapFile", "/kept/mapped.bin", length=SIZE)
+_row(G, "mod_file_cache, CacheFile", "/kept/opened.bin", length=SIZE)
+
+G = "Unknown length"
+_row(G, "CGI", "/programs/cat.cgi", length=PROGRAM)
+_row(G, "CGI with Content-Length", "/programs/length.cgi", length=PROGRAM)
+_row(G, "CGI with Content-Length, trusted", "/programs/trusted.cgi",
+     length=PROGRAM)
+_row(G, "FastCGI", "/fcgi/plain", length=PROGRAM)
+_row(G, "FastCGI with Content-Length", "/fcgi/length", length=PROGRAM)
+_row(G, "PHP-FPM", "/php/page.php", length=PROGRAM)
+_row(G, "SSI", "/included/page.shtml", holds=b"a part\n")
+_row(G, "SSI with a CGI in it", "/included/program.shtml", length=PROGRAM + 2)
+_row(G, "mod_proxy_http, with length", f"/back{FILE}", length=SIZE)
+_row(G, "mod_proxy_http, chunked", "/back/programs/cat.cgi", length=PROGRAM)
+_row(G, "mod_proxy_http, until the connection's end", "/raw/until-close",
+     length=PROGRAM)
+_row(G, "mod_proxy_balancer", f"/balanced{FILE}", length=SIZE)
+_row(G, "mod_lua", "/lua/puts.lua", length=PROGRAM)
+
+G = "Ranges"
+_row(G, "a single range", FILE, "Range: bytes=100-29999", status=206,
+     shows={"Content-Range": f"bytes 100-29999/{SIZE}"}, length=29900)
+_row(G, "a single byte", FILE, "Range: bytes=0-0", status=206, length=1)
+_row(G, "a suffix", FILE, "Range: bytes=-5000", status=206, length=5000)
+_row(G, "several ranges", FILE, "Range: bytes=0-999,20000-39998",
+     status=206, holds=b"bytes 20000-39998/", boundary=True)
+_row(G, "several ranges of a CGI's output", "/programs/cat.cgi",
+     "Range: bytes=0-999,20000-39998", length=PROGRAM)
+_row(G, "more ranges than MaxRanges", FILE, "Range: bytes="
+     + ",".join(f"{n * 10}-{n * 10 + 1}" for n in range(201)), length=SIZE)
+_row(G, "a range larger than the window", f"/{LONG}.bin",
+     "Range: bytes=7-3000000", status=206, length=2999994)
+_row(G, "unsatisfiable (416)", FILE, f"Range: bytes={SIZE}-", status=416,
+     holds=b"Requested Range Not Satisfiable")
+_row(G, "If-Range that matches", FILE, "Range: bytes=5-999",
+     f"If-Range: {DATE}", status=206, length=995)
+_row(G, "If-Range that does not", FILE, "Range: bytes=5-999",
+     "If-Range: \"other\"", length=SIZE)
+
+G = "Conditions"
+_row(G, "not modified (304), If-None-Match", FILE, "If-None-Match: *",
+     status=304, tcp="304 has no body")
+_row(G, "not modified (304), If-Modified-Since", FILE,
+     f"If-Modified-Since: {DATE}", status=304, tcp="304 has no body")
+_row(G, "If-None-Match that does not match", FILE, "If-None-Match: \"other\"",
+     length=SIZE)
+_row(G, "precondition failed (412), with an ErrorDocument",
+     f"/overridden{FILE}", "If-Match: \"other\"", status=412,
+     holds=b"An error page of its own")
+_row(G, "precondition failed (412)", FILE, "If-Match: \"other\"", status=412,
+     length=0, tcp="httpd sends no body with it")
+
+G = "Statuses and methods"
+_row(G, "HEAD", FILE, method="HEAD", tcp="HEAD has no body")
+_row(G, "204", "/programs/empty.cgi", status=204, tcp="204 has no body")
+_row(G, "a length of zero", "/empty.bin", length=0, tcp="nothing to send")
+_row(G, "100, Expect: 100-continue on a GET", "/programs/stdin.cgi",
+     "Expect: 100-continue", body="it was read", interim=100,
+     holds=b"it was read")
+_row(G, "Expect: 100-continue that nobody answers", "/lua/puts.lua",
+     "Expect: 100-continue", body="never read", length=PROGRAM)
+_row(G, "103 of a back end", "/raw/early", interim=103, length=PROGRAM)
+_row(G, "POST", "/programs/stdin.cgi", method="POST", body="it was read",
+     holds=b"it was read", tcp="not a GET")
+_row(G, "TRACE", FILE, method="TRACE", tcp="not a GET",
+     holds=b"X-Row")
+_row(G, "OPTIONS", FILE, method="OPTIONS", tcp="not a GET",
+     shows={"Allow": ".*GET.*"})
+_row(G, "a GET with a body", FILE, body="never read", length=SIZE)
+
+G = "Errors and redirects"
+_row(G, "an error page of httpd", "/errors/nothing", status=404,
+     holds=b"<h1>Not Found</h1>")
+_row(G, "ErrorDocument, a file", "/errors/file/nothing", status=404,
+     holds=b"An error page of its own")
+_row(G, "ErrorDocument, a text", "/errors/text/nothing", status=404,
+     holds=b"This text is the error page.")
+_row(G, "ErrorDocument, a URL", "/errors/url/nothing", status=302,
+     shows={"Location": f"http://server:8080{FILE}"})
+_row(G, "ErrorDocument, a CGI", "/errors/program/nothing", status=404,
+     holds=b"the program answers 404")
+_row(G, "ErrorDocument, a back end", "/errors/back/nothing", length=SIZE)
+_row(G, "ErrorDocument of a 403", "/errors/denied/x", status=403,
+     holds=b"An error page of its own")
+_row(G, "ProxyErrorOverride", "/overridden/nothing", status=404,
+     holds=b"An error page of its own")
+_row(G, "a back end that is not there (503)", "/nobody/x", status=503,
+     holds=b"Service Unavailable")
+_row(G, "redirect of a directory (301)", "/index", status=301,
+     shows={"Location": "http://server/index/"})
+_row(G, "Redirect (mod_alias)", "/redirected", status=302,
+     shows={"Location": f"http://server:8080{FILE}"})
+_row(G, "mod_dir, an index", "/index/", length=SIZE)
+_row(G, "mod_dir, FallbackResource", "/fallback/nothing", length=SIZE)
+_row(G, "mod_actions", "/acted/it", holds=b"the action for /acted/it")
+_row(G, "Location of a CGI, internal", "/programs/location.cgi", length=SIZE)
+_row(G, "mod_alias", f"/aliased{FILE}", length=SIZE)
+
+G = "The connection"
+_row(G, "keep-alive", FILE, connection=("keep-alive, RDMA",), length=SIZE)
+_row(G, "Connection: close", FILE, connection=("close, RDMA",), length=SIZE,
+     shows={"Connection": ".*close.*"})
+_row(G, "several Connection lines", FILE,
+     connection=("keep-alive", "X-Hop, RDMA", "X-Other"), length=SIZE)
+_row(G, "in another case", FILE, connection=("rDmA",), length=SIZE)
+_row(G, "nokeepalive, unknown length", "/programs/nokeepalive.cgi",
+     length=PROGRAM)
+_row(G, "downgrade-1.0", "/programs/downgrade.cgi", length=PROGRAM,
+     tcp="the field is of HTTP/1.1")
+_row(G, "a URL in absolute form", f"http://server{FILE}", length=SIZE)
+_row(G, "trailers of a back end, which httpd drops", "/raw/trailers",
+     length=PROGRAM)
+_row(G, "trailers of a request", "/programs/stdin.cgi",
+     "Transfer-Encoding: chunked", "", "b", "it was read", "0",
+     "X-After: it came", "", "", holds=b"it was read")
+_row(G, "HTTP/1.0", FILE, version="1.0", tcp="the field is of HTTP/1.1")
+_row(G, "HTTP/1.0, keep-alive", FILE, version="1.0",
+     connection=("keep-alive, RDMA",), tcp="the field is of HTTP/1.1")
+_row(G, "the field not nominated", FILE, connection=("keep-alive",),
+     tcp="an intermediary may have sent it on")
+_row(G, "an Upgrade that httpd ignores", FILE, "Upgrade: something/7",
+     connection=("Upgrade, RDMA",), length=SIZE)
+
+G = "Content"
+_row(G, "mod_deflate", "/squeezed/gzip/text.txt", "Accept-Encoding: gzip",
+     shows={"Content-Encoding": "gzip", "Vary": "Accept-Encoding"})
+_row(G, "mod_deflate, a client that cannot", "/squeezed/gzip/text.txt",
+     length=TEXT)
+_row(G, "mod_deflate of a CGI's output", "/squeezed/gzip/back/",
+     "Accept-Encoding: gzip", shows={"Content-Encoding": "gzip"},
+     gzipped=True)
+_row(G, "mod_brotli", "/squeezed/brotli/text.txt", "Accept-Encoding: br",
+     shows={"Content-Encoding": "br"})
+_row(G, "a range of what mod_deflate made", "/squeezed/gzip/text.txt",
+     "Accept-Encoding: gzip", "Range: bytes=10-500", status=206, length=491)
+_row(G, "AddOutputFilterByType", "/typed/text.txt", "Accept-Encoding: gzip",
+     shows={"Content-Encoding": "gzip"})
+_row(G, "a file that is compressed", "/packed.bin.gz",
+     shows={"Content-Encoding": "x-gzip"}, length=SIZE)
+_row(G, "mod_filter", "/chosen/text.txt", "Accept-Encoding: gzip",
+     shows={"Content-Encoding": "gzip"})
+_row(G, "mod_substitute", "/substituted/text.txt",
+     holds=b"LINE 2999 of a text")
+_row(G, "mod_sed", "/edited/text.txt", holds=b"LINE 2999 of a text")
+_row(G, "mod_ext_filter", "/upper/text.txt", holds=b"LINE 2999 OF A TEXT")
+_row(G, "mod_bucketeer, with flushes", "/split/text.txt",
+     length=27000)
+_row(G, "mod_buffer", "/buffered/text.txt", length=TEXT)
+_row(G, "mod_charset_lite", "/recoded/text.txt",
+     holds="Übergröße\n".encode() * 2000)
+_row(G, "mod_headers", f"/headed{FILE}", length=SIZE,
+     shows={"X-Set": "one, two", "X-Always": "three"})
+_row(G, "mod_headers on an error page", "/headed/nothing", status=404,
+     shows={"X-Always": "three"})
+_row(G, "ContentDigest", f"/headed/digest{FILE}", length=SIZE,
+     shows={"Content-MD5": ".+=="})
+_row(G, "mod_expires", f"/expiring{FILE}", length=SIZE,
+     shows={"Expires": ".* 204[12] .*"}, differs=("Cache-Control",))
+_row(G, "mod_asis", "/asis/page.asis", status=203, shows={"X-Asis": "yes"},
+     length=9000)
+_row(G, "mod_rewrite, internal", "/rewritten/inside.bin", length=SIZE)
+_row(G, "mod_rewrite, proxied", "/rewritten/proxied.bin", length=SIZE)
+_row(G, "mod_rewrite, a redirect", "/rewritten/moved.bin", status=302,
+     shows={"Location": f"http://server{FILE}"})
+_row(G, "mod_rewrite, gone", "/rewritten/gone.bin", status=410)
+_row(G, "mod_autoindex", "/listed/", holds=b'href="one.txt"')
+_row(G, "mod_negotiation, MultiViews", "/views/page", "Accept-Language: de",
+     shows={"Content-Language": "de", "TCN": "choice"},
+     holds=b"Deutsch\n" * 500)
+_row(G, "mod_negotiation, a type map", "/maps/page.var",
+     "Accept-Language: de", shows={"TCN": "choice"},
+     holds=b"Deutsch\n" * 500)
+_row(G, "mod_negotiation, nothing acceptable (406)", "/maps/strict.var",
+     "Accept: image/png", status=406)
+_row(G, "mod_dav", f"/dav{FILE}", length=SIZE)
+_row(G, "a back end that forges the field", "/raw/forged", length=PROGRAM)
+_row(G, "mod_ratelimit", f"/limited{FILE}", length=SIZE,
+     tcp="its limit is on the connection", declined="policy")
+
+G = "Access and configuration"
+_row(G, "mod_reqtimeout", FILE, length=SIZE)
+_row(G, "mod_remoteip", f"/remote{FILE}", "X-Forwarded-For: 192.0.2.7",
+     length=SIZE)
+_row(G, "Basic authentication", f"/basic{FILE}", f"Authorization: Basic {USER}",
+     length=SIZE)
+_row(G, "Basic authentication, refused (401)", f"/basic{FILE}", status=401,
+     shows={"WWW-Authenticate": 'Basic realm="matrix"'},
+     holds=b"Unauthorized")
+_row(G, "Digest authentication", f"/digest{FILE}", "Authorization: {digest}",
+     length=SIZE, shows={"Authentication-Info": ".*rspauth=.*"})
+_row(G, "Digest authentication, refused (401)", f"/digest{FILE}", status=401,
+     shows={"WWW-Authenticate": 'Digest realm="matrix".*'},
+     differs=("WWW-Authenticate",), holds=b"Unauthorized")
+_row(G, "a virtual host by name", FILE, host="second", length=SIZE)
+_row(G, "RdmaEnable in a Directory of a host without it", f"/second{FILE}",
+     host="partly", length=SIZE)
+_row(G, "RdmaEnable in .htaccess", f"/accessible{FILE}", length=SIZE)
+_row(G, "below RdmaMinSize", f"/small{FILE}", length=SIZE,
+     tcp="TCP is as good", declined="small")
+
+for _name, _kind, _when in CACHES:
+    G = (f"mod_cache_{_kind}, CacheQuickHandler "
+         f"{'on' if _when == 'quick' else 'off'}")
+    _hit = {"X-Cache": "HIT from .*"}
+    _url = FILE + "?{way}"
+    _of = {"host": _name, "differs": ("Age",)}
+    _row(G, "a miss", _url, length=SIZE, shows={"X-Cache": "MISS from .*"},
+         **_of)
+    _row(G, "a hit", _url, length=SIZE, shows=_hit, **_of)
+    _row(G, "a range of a hit", _url, "Range: bytes=100-29999", status=206,
+         shows=_hit, length=29900, **_of)
+    _row(G, "several ranges of a hit", _url, "Range: bytes=0-999,20000-39998",
+         status=206, shows=_hit, boundary=True, **_of)
+    _row(G, "not modified (304) by a hit", _url, "If-None-Match: *",
+         status=304, shows=_hit, tcp="304 has no body", **_of)
+    _row(G, "another miss", f"/second{_url}", length=SIZE,
+         shows={"X-Cache": "MISS from .*"}, **_of)
+    _row(G, "its revalidation", f"/second{_url}", "Cache-Control: max-age=0",
+         shows={"X-Cache": "REVALIDATE from .*"}, length=SIZE, **_of)
+    if _kind == "disk":  # the other has lost the body by now, over TCP too
+        _row(G, "a hit after that", f"/second{_url}", shows=_hit, length=SIZE,
+             **_of)
+    _row(G, "a miss of unknown length", "/programs/short.cgi?{way}",
+         shows={"X-Cache": "MISS from .*"}, length=SIZE // 2, **_of)
+    if _kind == "disk":  # the other does not keep such a response
+        _row(G, "a hit of it", "/programs/short.cgi?{way}", shows=_hit,
+             length=SIZE // 2, **_of)
+
+G = "TLS and HTTP/2"
+_row(G, "mod_ssl", FILE, via="tls", length=SIZE,
+     tcp="RDMA is not encrypted", declined="tls")
+_row(G, "mod_ssl, RdmaOverTLS On", FILE, via="tls-open", length=SIZE)
+_row(G, "HTTP/2", FILE, via="h2", length=SIZE,
+     tcp="the field is of HTTP/1.1")
+_row(G, "HTTP/2 by Upgrade", FILE, via="h2-upgrade", length=SIZE, interim=101,
+     tcp="the field is of HTTP/1.1")
+
+G = "Pipelined"
+for _place in "first", "second", "third":
+    _row(G, f"the {_place} of three requests", FILE, via="pipeline",
+         length=SIZE)
+
+
+def table():
+    """The table, as the rows say it: lines."""
+    return table_of({row.identity: {"write": expected(row),
+                                    "read": expected(row)} for row in ROWS})
+
+
+def expected(row):
+    return "tcp" if row.tcp else "rdma"
+
+
+def table_of(seen):
+    """The table of what was seen: {identity: {way: rdma, tcp or FAIL}}."""
+    lines = ["| feature | server-write | client-read | why not by RDMA |",
+             "|---|---|---|---|"]
+    group = None
+    for row in ROWS:
+        if row.identity not in seen:
+            continue
+        if row.group != group:
+            group = row.group
+            lines.append(f"| **{group}** | | | |")
+        ways = seen[row.identity]
+        lines.append(f"| {row.name} | {ways['write']} | {ways['read']} | "
+                     f"{row.tcp} |")
+    return lines
+
+
+# ---- the site ---------------------------------------------------------------
+
+def _text(lines):
+    return "".join(f"line {number} of a text\n" for number in range(lines))
+
+
+def _program(root, name, text):
+    path = root / "programs" / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def build(site):
+    """The site's files and what the server needs beside them."""
+    root, var = site / "matrix", site / "matrix-var"
+    for folder in FOLDERS:
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    var.mkdir(exist_ok=True)
+    var.chmod(0o777)
+    for name, _, _ in CACHES:
+        (var / name).mkdir(exist_ok=True)
+        (var / name).chmod(0o777)
+    body = make(SIZE)
+    for folder in ("", "sendfile", "unmapped", "headed", "headed/digest", "expiring",
+                   "limited", "small", "dav", "basic", "digest",
+                   "accessible", "second", "remote", "buffered"):
+        (root / folder / f"{SIZE}.bin").write_bytes(body)
+    for name in ("mapped", "opened"):
+        (root / "kept" / f"{name}.bin").write_bytes(body)
+    (root / f"{LONG}.bin").write_bytes(make(LONG))
+    (root / "index/index.html").write_bytes(body)
+    (root / "packed.bin.gz").write_bytes(body)
+    # ^B: a bucket ends, ^F: a flush, ^P: a brigade ends.
+    (root / "split/text.txt").write_bytes(
+        (b"x" * 2000 + b"\2" + b"y" * 100 + b"\x06" + b"z" * 600 + b"\x10") * 10)
+    (root / "empty.bin").write_bytes(b"")
+    (root / "error.html").write_text("<p>An error page of its own\n" * 20)
+    text = _text(LINES)
+    for folder in ("squeezed/gzip", "squeezed/brotli", "chosen", "typed",
+                   "substituted", "edited", "upper", "buffered"):
+        (root / folder / "text.txt").write_text(text)
+    (root / "recoded/text.txt").write_bytes("Übergröße\n".encode("latin-1")
+                                            * 2000)
+    (root / "views/page.txt.de").write_text("Deutsch\n" * 500)
+    (root / "views/page.txt.en").write_text("English\n" * 500)
+    (root / "maps/page.var").write_text(
+        "URI: de.txt\nContent-Type: text/plain\nContent-Language: de\n\n"
+        "URI: en.txt\nContent-Type: text/plain\nContent-Language: en\n")
+    (root / "maps/strict.var").write_text(
+        "URI: de.txt\nContent-Type: text/plain\n")
+    (root / "maps/de.txt").write_text("Deutsch\n" * 500)
+    (root / "maps/en.txt").write_text("English\n" * 500)
+    (root / "listed/one.txt").write_text("one")
+    (root / "asis/page.asis").write_text(
+        "Status: 203 As it is\nContent-Type: text/plain\nX-Asis: yes\n\n"
+        + "as it is\n" * 1000)
+    (root / "accessible/.htaccess").write_text("RdmaEnable On\n")
+    (root / "included/part.txt").write_text("a part\n")
+    (root / "included/page.shtml").write_text(
+        '<!--#include virtual="part.txt" --><!--#echo var="HTTP_HOST" -->\n'
+        * 300)
+    (root / "included/program.shtml").write_text(
+        '[<!--#include virtual="/programs/cat.cgi" -->]')
+    (root / "lua/puts.lua").write_text(
+        "function handle(r)\n  r.content_type = 'text/plain'\n"
+        f"  for i = 1, 20 do r:puts(string.rep('x', {PROGRAM // 20})) end\n"
+        "  return apache2.OK\nend\n")
+    (root / "php/page.php").write_text(
+        "<?php header('Content-Type: text/plain');\n"
+        f"for ($i = 0; $i < 20; $i++) {{ echo str_repeat('p', "
+        f"{PROGRAM // 20}); flush(); }}\n")
+    data = root / "program.bin"
+    data.write_bytes(make(PROGRAM))
+    kind = "echo Content-Type: application/octet-stream"
+    for name in "cat", "nokeepalive", "downgrade":
+        _program(root, f"{name}.cgi", f"{kind}\necho\ncat {data}")
+    for name in ("length", "trusted"):
+        _program(root, f"{name}.cgi",
+                 f"{kind}\necho Content-Length: {PROGRAM}\necho\ncat {data}")
+    _program(root, "short.cgi", f"{kind}\necho\nhead -c {SIZE // 2} {data}")
+    _program(root, "text.cgi", f"echo Content-Type: text/plain\necho\n"
+             f"cat {root}/upper/text.txt")
+    _program(root, "empty.cgi", "echo Status: 204 No Content\necho")
+    _program(root, "error.cgi",
+             "echo Content-Type: text/plain\necho\n"
+             'echo "the program answers $REDIRECT_STATUS"')
+    _program(root, "action.cgi",
+             "echo Content-Type: text/plain\necho\n"
+             'echo "the action for $PATH_INFO"')
+    _program(root, "location.cgi", f"echo Location: {FILE}\necho")
+    _program(root, "stdin.cgi",
+             "echo Content-Type: text/plain\necho\ncat\necho the end")
+    (var / "basic").write_text("user:{SHA}" + base64.b64encode(
+        hashlib.sha1(b"secret").digest()).decode() + "\n")
+    (var / "digest").write_text("user:matrix:" + hashlib.md5(
+        b"user:matrix:secret").hexdigest() + "\n")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt",
+         "ec_paramgen_curve:prime256v1", "-nodes", "-days", "30", "-subj",
+         "/CN=server", "-addext", "subjectAltName=DNS:server", "-addext",
+         "basicConstraints=critical,CA:FALSE", "-keyout",
+         str(var / "tls.key"), "-out", str(var / "tls.crt")],
+        check=True, capture_output=True, timeout=120)
+    (var / "tls.pem").write_text((var / "tls.key").read_text()
+                                 + (var / "tls.crt").read_text())
+    for path in root.rglob("*"):
+        os.utime(path, (WHEN, WHEN))
+
+
+if __name__ == "__main__":
+    print("\n".join(table()))
+    sys.exit(0)
