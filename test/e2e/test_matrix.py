@@ -52,7 +52,7 @@ def behind(site, pages):
     php = backends.php_fpm(site.root / "matrix-var", matrix.PHP)
     yield
     php.terminate()
-    php.wait()
+    php.wait(30)
     for server in servers:
         server.shutdown()
         server.server_close()

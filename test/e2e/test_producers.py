@@ -50,26 +50,36 @@ class Gate:
     """A CGI program that waits for open() after each part."""
 
     def __init__(self, site):
-        self.fifo = site.root / "programs/gate"
+        fifo = site.root / "programs/gate"
         text = "#!/bin/sh\necho Content-Type: text/plain\necho\n"
         for part in PARTS:
-            text += f"echo {part.decode().strip()}\nread _ <{self.fifo}\n"
+            text += f"echo {part.decode().strip()}\nread _ <{fifo}\n"
         self.path = site.text("programs/pauses", text, 0o755)
-        if not self.fifo.exists():
-            os.mkfifo(self.fifo)
-            self.fifo.chmod(0o666)
+        os.mkfifo(fifo)
+        fifo.chmod(0o666)
+        self.fifo = fifo
+        self.fd = os.open(fifo, os.O_RDWR)  # waits for nobody
 
     def open(self):
-        with open(self.fifo, "w") as fifo:
-            fifo.write("\n")
+        os.write(self.fd, b"\n")
+
+    def close(self):
+        os.close(self.fd)
+        self.fifo.unlink()
+
+
+@pytest.fixture
+def gate(site):
+    made = Gate(site)
+    yield made
+    made.close()
 
 
 @MODES
 @pytest.mark.parametrize("source", ["CGI", "FastCGI", "proxied"])
-def test_parts_do_not_wait_for_each_other(client, mode, source):
+def test_parts_do_not_wait_for_each_other(client, gate, mode, source):
     """Each part is with the client's reader before the next one is made."""
     if source == "CGI":
-        gate = Gate(client.site)
         path, release = gate.path, gate.open
     else:
         path = {"FastCGI": "/fcgi/pauses", "proxied": "/raw/pauses"}[source]
