@@ -178,10 +178,6 @@ options() {
     command=("$@")
     [[ $timeout =~ ^[0-9]+$ ]] || die "--timeout wants seconds"
     [[ $link =~ ^((server|client):.+)?$ ]] || die "--link wants ROLE:PATH"
-    if [ -w /dev/kvm ]; then
-        accel=kvm
-    fi
-    env+=("LAB_ACCEL=$accel")
     build=${build:-$src/build}
     mkdir -p "$build"
     keep=yes
@@ -194,6 +190,48 @@ options() {
     build=$(cd "$build" && pwd -P)
     out=$(cd "$out" && pwd -P)
     rm -f "$out/console.log" "$out/dmesg.txt"
+}
+
+# image: prints the kernel's file.
+image() {
+    local file=$kerneldir/vmlinux
+    [ -e "$file" ] || file=$kerneldir/vmlinuz
+    echo "$file"
+}
+
+# boots MODEL: 0 when a guest with this processor boots with KVM.
+boots() {
+    # QEMU may crash, leaving a core, or stop without ending.
+    (ulimit -c 0 && exec timeout -s KILL 20 qemu-system-x86_64 -M q35 \
+        -accel kvm -cpu "$1" -smp 2 -m 512M -nodefaults -no-user-config \
+        -display none -no-reboot -kernel "$(image)" \
+        -initrd "$initrd" -append "quiet panic=-1 lab.probe") \
+        </dev/null >/dev/null 2>&1
+}
+
+# accelerate: sets accel to kvm where guests do boot with it, and cpu to what
+# they boot with. Inside of another guest /dev/kvm may be there and not work,
+# or QEMU believe in a feature that is missing. Tried once for each model since
+# this machine was started.
+accelerate() {
+    local model verdict
+    verdict=${kerneldir%/*}/kvm-$(cat /proc/sys/kernel/random/boot_id)
+    verdict+=-$(hash init)-$cpu
+    if [ -w /dev/kvm ] && [ ! -e "$verdict" ]; then
+        for model in "$cpu" "$cpu,-arch-capabilities" ''; do
+            if [ -z "$model" ] || boots "$model"; then
+                echo "$model" >"$verdict.new"
+                mv "$verdict.new" "$verdict"
+                break
+            fi
+        done
+    fi
+    model=
+    [ ! -w /dev/kvm ] || read -r model <"$verdict"
+    if [ -n "$model" ]; then
+        accel=kvm
+        cpu=$model
+    fi
 }
 
 # share TAG DIR [OPTION]: appends a shared folder to the array machine.
@@ -222,16 +260,14 @@ plug() {
 
 # boot SECONDS: runs one guest to its end; 1 when it had to be killed.
 boot() {
-    local limit=$((SECONDS + $1)) image log ended status=0
-    image=$kerneldir/vmlinux
-    [ -e "$image" ] || image=$kerneldir/vmlinuz
+    local limit=$((SECONDS + $1)) log ended status=0
     log=$out/console.log
     echo "lab: $kernel, $accel, $cpus CPUs, $mem${link:+, ${link%%:*}}" >&2
 
     machine=(-name mod_rdma-lab -M q35 -cpu "$cpu"
         -accel "${accel/#tcg/tcg,thread=multi}"
         -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
-        -no-reboot -kernel "$image" -initrd "$initrd"
+        -no-reboot -kernel "$(image)" -initrd "$initrd"
         -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable${layer:+ lab.layer}"
         -chardev "file,id=console,path=${log//,/,,}" -serial chardev:console
         -device virtio-serial-pci)
@@ -303,6 +339,8 @@ complaints() {
 
 guest() {
     local status=125
+    accelerate
+    env+=("LAB_ACCEL=$accel")
     job=$(mktemp -d)
     echo "$timeout" >"$job/timeout"
     if [ "$1" = shell ]; then
