@@ -159,7 +159,9 @@ void rdma_body_settle(rdma_body *b)
 void rdma_body_said(rdma_body *b, const char *why)
 {
     rdma_body_transit(b, SAID, why);
-    b->deadline = rdma_conn_now() + b->set->conf.lease_timeout;
+    b->revoked = b->aborted; /* then it has been asked for its last word */
+    b->deadline = b->aborted ? rdma_body_progress_deadline(b)
+                             : rdma_conn_now() + b->set->conf.lease_timeout;
     b->set->conf.remind(b->set->conf.baton, b->deadline);
     if (b->peer_said) {
         rdma_body_transit(b, CLOSED, "both last words");

@@ -26,6 +26,8 @@ typedef struct body_block {
 typedef struct body_part {
     rdma_arenas_part at;
     uint64_t end; /* body offset behind what was last announced in it */
+    size_t shown; /* bytes of it that the client has been offered last, or all
+                   * before the first time: what may lie there of others */
 } body_part;
 
 /* What differs between the kinds. All but space and commit are called [locked];
