@@ -334,6 +334,17 @@ int rdma_body_streamed(const rdma_body *b)
     return b->streamed;
 }
 
+int rdma_body_stream(rdma_body *b)
+{
+    int rc;
+
+    rdma_conn_lock(b->set->conn);
+    rc = rdma_body_alive(b) ? b->kind->stream(b) : -1;
+    b->streamed = b->streamed || rc == 0;
+    rdma_conn_unlock(b->set->conn);
+    return rc;
+}
+
 int rdma_body_head(rdma_body *b, rdma_hdr_response *head)
 {
     int due = 0;

@@ -37,6 +37,7 @@ typedef struct body_kind {
     char *(*space)(rdma_body *b, size_t *room); /* takes the lock itself */
     int (*commit)(rdma_body *b);                /* takes the lock itself */
     int (*flush)(rdma_body *b);
+    int (*stream)(rdma_body *b);
     int (*finish)(rdma_body *b);
     void (*describe)(const rdma_body *b, rdma_hdr_response *head);
     void (*head_out)(rdma_body *b);  /* the head has been made */

@@ -139,6 +139,13 @@ static int flush(rdma_body *b)
     return offer(b, 0);
 }
 
+/* [locked] It has one part, which it fills and offers again and again. */
+static int become_stream(rdma_body *b)
+{
+    (void)b;
+    return 0;
+}
+
 static int commit(rdma_body *b)
 {
     rdma_conn *c = b->set->conn;
@@ -197,6 +204,7 @@ const body_kind rdma_body_read_kind = {.reserve = reserve,
                                        .space = space,
                                        .commit = commit,
                                        .flush = flush,
+                                       .stream = become_stream,
                                        .finish = finish,
                                        .describe = describe,
                                        .head_out = head_out,
