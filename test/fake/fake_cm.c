@@ -596,7 +596,7 @@ static void fall(fake_id *id)
     id->peer = NULL;
     if (id->id.qp) {
         id->id.qp->state = IBV_QPS_ERR;
-        ((fake_qp *)id->id.qp)->dead_posts = (int)fake_random(3);
+        ((fake_qp *)id->id.qp)->dead_posts = (int)fake_random(4);
     }
 }
 

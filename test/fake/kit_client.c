@@ -527,12 +527,7 @@ void kit_send_raw(kit_conn *k, const void *bytes, size_t len)
     c->inflight.prev->next = wr;
     c->inflight.prev = wr;
     c->ndata++;
-    if (ibv_post_send(rdma_conn_id(c)->qp, &swr, &bad)) {
-        wr->prev->next = wr->next;
-        wr->next->prev = wr->prev;
-        c->ndata--;
-        free(wr);
-    }
+    (void)ibv_post_send(rdma_conn_id(c)->qp, &swr, &bad);
     rdma_conn_unlock(c);
 }
 
