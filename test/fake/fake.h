@@ -79,6 +79,11 @@ void fake_refuse_dead_posts(int on);
 void fake_fail(const char *function, unsigned nth, int error);
 /* Was it called so often? Forgets it. */
 int fake_failed(void);
+/* Calls of this function by threads that are not spared do not return, until
+ * this is called with NULL. */
+void fake_hold(const char *function);
+/* Wait until one of them is held. */
+void fake_await_held(void);
 void fake_spare_this_thread(int on);
 
 /* In the place of those of the C library (Makefile.apxs). */

@@ -421,6 +421,16 @@ kit_conn *kit_client_conn(kit_client *c, unsigned n)
     return &c->conns[n];
 }
 
+kit_heard kit_heard_of(kit_client *c, uint32_t id)
+{
+    kit_heard h;
+
+    pthread_mutex_lock(&c->lock);
+    h = *entry(c, id);
+    pthread_mutex_unlock(&c->lock);
+    return h;
+}
+
 kit_heard kit_await_fin(kit_client *c, uint32_t id)
 {
     rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
