@@ -65,7 +65,7 @@ typedef struct rdmahttp_conf {
     unsigned timeout_ms;    /* without progress; 0: RDMAHTTP_TIMEOUT_MS */
     unsigned connections;   /* per endpoint; 0: RDMAHTTP_CONNECTIONS */
     const char *user_agent; /* NULL: librdmahttp's */
-    /* May be called by any thread, one at a time per endpoint. */
+    /* By any thread, but one line at a time in the process; calls none of us. */
     void (*log)(void *baton, int level, const char *line);
     void *log_baton;
 } rdmahttp_conf;
