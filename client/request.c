@@ -198,8 +198,11 @@ static rdmahttp_beside on_beside(void *baton, int over)
     case RDMAHTTP_TAKE_ALL:
         return RDMAHTTP_BESIDE_DONE;
     case RDMAHTTP_TAKE_FAILED:
+        rq->lost = 1;
         fail(rq, rq->t->why);
-        rq->lost = !rq->t->wrong;
+        break;
+    case RDMAHTTP_TAKE_WRONG:
+        fail(rq, rq->t->why);
         break;
     case RDMAHTTP_TAKE_LEFT:
     default:
