@@ -607,6 +607,17 @@ void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
     rdmahttp_endpoint_wake(ep);
 }
 
+uint64_t rdmahttp_endpoint_announced(rdmahttp_endpoint *ep,
+                                     const rdmahttp_transfer *t)
+{
+    uint64_t n;
+
+    rdmahttp_endpoint_lock(ep);
+    n = t->announced;
+    rdmahttp_endpoint_unlock(ep);
+    return n;
+}
+
 void rdmahttp_endpoint_watch(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                              void (*waker)(void *baton), void *baton)
 {

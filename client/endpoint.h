@@ -63,6 +63,11 @@ void rdmahttp_endpoint_declined(rdmahttp_endpoint *ep, rdmahttp_transfer *t);
 void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                                uint32_t reason, const char *why);
 
+/* So many bytes of the body are there, or offered, as the server has said by
+ * RDMA. */
+uint64_t rdmahttp_endpoint_announced(rdmahttp_endpoint *ep,
+                                     const rdmahttp_transfer *t);
+
 /* From now on, until it is released: after RDMAHTTP_TAKE_WAIT call waker, once
  * and by any thread, when there may be more. It must not call us. */
 void rdmahttp_endpoint_watch(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
