@@ -75,7 +75,12 @@ void fake_refuse_dead_posts(int on);
  * not spared, fails with this errno. Functions of the two libraries, and those
  * of the C library that the engine has from below. */
 void fake_fail(const char *function, unsigned nth, int error);
-/* Was it called so often? Forgets it. */
+/* The same, but first it does this; with an error of 0 it does not fail. */
+void fake_meet(const char *function, unsigned nth, int error,
+               void (*act)(void *baton), void *baton);
+/* Was it called so often, and has done what it was to do? fake_failed() forgets
+ * it then. */
+int fake_met(void);
 int fake_failed(void);
 void fake_spare_this_thread(int on);
 
