@@ -279,6 +279,21 @@ static int head(rdmahttp_transfer *t, uint64_t total)
     return rdmahttp_endpoint_head(ep, t, &resp, total == 0);
 }
 
+/* The same by client-read, R1: the server's body lies there. */
+static int read_head(rdmahttp_transfer *t, const server *s)
+{
+    rdma_hdr_response resp = {.id = t->id,
+                              .conn = 1,
+                              .kind = RDMA_HDR_READ,
+                              .stag = s->body.mr->rkey,
+                              .to = (uint64_t)(uintptr_t)s->body.base,
+                              .len = BODY,
+                              .fin = 1};
+
+    ck_assert_int_eq(rdmahttp_endpoint_bind(ep, t, 1), 0);
+    return rdmahttp_endpoint_head(ep, t, &resp, 0);
+}
+
 /* ---- waiting for what nobody signals ----------------------------------- */
 
 static unsigned count_peers(void)
@@ -297,6 +312,16 @@ static unsigned count_peers(void)
 static int no_peer(void)
 {
     return count_peers() == 0;
+}
+
+static int is_open(void)
+{
+    int open;
+
+    rdmahttp_endpoint_lock(ep);
+    open = ep->peers && ep->peers->open;
+    rdmahttp_endpoint_unlock(ep);
+    return open;
 }
 
 static void await(int (*test)(void), const char *what)
@@ -360,6 +385,57 @@ START_TEST(body_in_one_pass)
     ck_assert_int_eq(head(t, BODY), 0);
     ck_assert_int_eq(take_all(t, &n), RDMAHTTP_TAKE_ALL);
     ck_assert_uint_eq(n, BODY);
+    rdmahttp_endpoint_release(ep, t);
+}
+END_TEST
+
+START_TEST(body_that_is_read)
+{
+    rdmahttp_transfer *t;
+    size_t n;
+
+    conf.window = 64 * 1024; /* a ring, which the body goes round */
+    go();
+    t = rdmahttp_endpoint_begin(ep);
+    ck_assert_int_eq(dial(&servers[0], RDMA_HDR_READ), 0);
+    ck_assert_int_eq(read_head(t, &servers[0]), 0);
+    ck_assert_int_eq(take_all(t, &n), RDMAHTTP_TAKE_ALL);
+    ck_assert_uint_eq(n, BODY);
+    rdmahttp_endpoint_release(ep, t);
+}
+END_TEST
+
+static int reads_are_on_their_way(void)
+{
+    unsigned n;
+
+    rdmahttp_endpoint_lock(ep);
+    n = ep->transfers->reads;
+    rdmahttp_endpoint_unlock(ep);
+    return n > 0;
+}
+
+/* READs of which nothing is known any more: the window is nobody's before the QP
+ * is gone, and then it is free. */
+START_TEST(lost_with_reads_in_flight)
+{
+    rdmahttp_transfer *t;
+    size_t n;
+
+    conf.windows = 1;
+    go();
+    t = rdmahttp_endpoint_begin(ep);
+    ck_assert_int_eq(dial(&servers[0], RDMA_HDR_READ), 0);
+    await(is_open, "no HELLO");
+    fake_freeze(rdma_conn_id(servers[0].conn), 1);
+    ck_assert_int_eq(read_head(t, &servers[0]), 0);
+    await(reads_are_on_their_way, "no READ is posted");
+    fake_kill(rdma_conn_id(servers[0].conn));
+    ck_assert_int_eq(take_all(t, &n), RDMAHTTP_TAKE_FAILED);
+    rdmahttp_endpoint_release(ep, t);
+    await(no_peer, "the connection is still there");
+    t = rdmahttp_endpoint_begin(ep);
+    ck_assert_ptr_nonnull(t);
     rdmahttp_endpoint_release(ep, t);
 }
 END_TEST
@@ -494,16 +570,6 @@ static void age(void)
     rdma_conn_unlock(c);
 }
 
-static int is_open(void)
-{
-    int open;
-
-    rdmahttp_endpoint_lock(ep);
-    open = ep->peers && ep->peers->open;
-    rdmahttp_endpoint_unlock(ep);
-    return open;
-}
-
 static int was_heard(void)
 {
     rdma_conn_time heard;
@@ -586,6 +652,8 @@ int main(void)
     tcase_add_checked_fixture(t, setup, teardown);
     tcase_set_timeout(t, 60);
     tcase_add_test(t, body_in_one_pass);
+    tcase_add_test(t, body_that_is_read);
+    tcase_add_test(t, lost_with_reads_in_flight);
     tcase_add_test(t, lost_in_a_stream);
     tcase_add_loop_test(t, head_names_a_connection_that_ends, 0, 2 * MOMENTS);
     tcase_add_test(t, dead_connections_make_room);
