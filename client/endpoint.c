@@ -15,6 +15,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "../rdma_siw.h"
+
 #define BACKLOG      64
 #define PORT_TRIES   64 /* of any port: siw's may be taken by plain TCP */
 #define WINDOW_LEAST ((size_t)64 * 1024)
@@ -284,6 +286,7 @@ static int set_up(rdmahttp_endpoint *ep, const struct sockaddr_storage *local,
         return why[0] ? -1 : refuse(why, "cannot use the RDMA device", errno);
     }
     ep->pd = ibv_alloc_pd(ep->listener->verbs);
+    ep->guard = rdma_siw_guard(ep->listener->verbs);
     ep->channel = ibv_create_comp_channel(ep->listener->verbs);
     if (!ep->pd || !ep->channel || non_blocking(ep->channel->fd)) {
         return refuse(why, "cannot use the RDMA device", errno);
@@ -357,10 +360,38 @@ static void stop_thread(rdmahttp_endpoint *ep)
     rdmahttp_serve_end(ep);
 }
 
-void rdmahttp_endpoint_close(rdmahttp_endpoint *ep)
+void rdmahttp_endpoint_deaf(rdmahttp_endpoint *ep)
+{
+    if (ep->listener) {
+        rdma_destroy_id(ep->listener);
+        ep->listener = NULL;
+    }
+}
+
+void rdmahttp_endpoint_let_go(rdmahttp_endpoint *ep)
 {
     unsigned i;
 
+    rdmahttp_endpoint_deaf(ep);
+    for (i = 0; ep->window && i < ep->windows; i++) {
+        rdma_mem_unmap(ep->mem, &ep->window[i].region);
+    }
+    if (ep->channel) {
+        ibv_destroy_comp_channel(ep->channel);
+        ep->channel = NULL;
+    }
+    if (ep->guard) {
+        ibv_destroy_cq(ep->guard);
+        ep->guard = NULL;
+    }
+    if (ep->pd) {
+        ibv_dealloc_pd(ep->pd);
+        ep->pd = NULL;
+    }
+}
+
+void rdmahttp_endpoint_close(rdmahttp_endpoint *ep)
+{
     if (ep->has_thread) {
         stop_thread(ep);
     }
@@ -370,19 +401,8 @@ void rdmahttp_endpoint_close(rdmahttp_endpoint *ep)
         ep->transfers = t->next;
         free(t);
     }
-    if (ep->listener) {
-        rdma_destroy_id(ep->listener);
-    }
-    for (i = 0; ep->window && i < ep->windows; i++) {
-        rdma_mem_unmap(ep->mem, &ep->window[i].region);
-    }
+    rdmahttp_endpoint_let_go(ep);
     free(ep->window);
-    if (ep->channel) {
-        ibv_destroy_comp_channel(ep->channel);
-    }
-    if (ep->pd) {
-        ibv_dealloc_pd(ep->pd);
-    }
     if (ep->events) {
         rdma_destroy_event_channel(ep->events);
     }
@@ -474,7 +494,7 @@ rdmahttp_transfer *rdmahttp_endpoint_begin(rdmahttp_endpoint *ep)
         return NULL;
     }
     rdmahttp_endpoint_lock(ep);
-    w = ep->next_id <= RDMA_HDR_ID_MAX ? free_window(ep) : NULL;
+    w = !ep->removed && ep->next_id <= RDMA_HDR_ID_MAX ? free_window(ep) : NULL;
     if (!w) {
         rdmahttp_endpoint_unlock(ep);
         free(t);
@@ -587,6 +607,17 @@ void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
     rdmahttp_endpoint_wake(ep);
 }
 
+uint64_t rdmahttp_endpoint_announced(rdmahttp_endpoint *ep,
+                                     const rdmahttp_transfer *t)
+{
+    uint64_t n;
+
+    rdmahttp_endpoint_lock(ep);
+    n = t->announced;
+    rdmahttp_endpoint_unlock(ep);
+    return n;
+}
+
 void rdmahttp_endpoint_watch(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                              void (*waker)(void *baton), void *baton)
 {
@@ -603,7 +634,7 @@ static rdmahttp_taken nothing(const rdmahttp_endpoint *ep, rdmahttp_transfer *t,
     rdma_conn_time now = rdma_conn_now();
 
     if (t->broken || t->state != RDMAHTTP_TAKING) {
-        return RDMAHTTP_TAKE_FAILED;
+        return t->wrong ? RDMAHTTP_TAKE_WRONG : RDMAHTTP_TAKE_FAILED;
     }
     if (*deadline == 0 || (!closing && rdmahttp_transfer_quiet(t))) {
         *deadline = now + (rdma_conn_time)ep->conf->timeout_ms * 1000;

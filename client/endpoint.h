@@ -41,7 +41,8 @@ const char *rdmahttp_endpoint_address(const rdmahttp_endpoint *ep);
  * from there is welcome. */
 void rdmahttp_endpoint_expect(rdmahttp_endpoint *ep, const char *address);
 
-/* A new id with a window. NULL: no window is free, or out of memory. */
+/* A new id with a window. NULL: no window is free, out of memory, or the device
+ * has gone. */
 rdmahttp_transfer *rdmahttp_endpoint_begin(rdmahttp_endpoint *ep);
 /* The application has done with it; it may live on until it is over. */
 void rdmahttp_endpoint_release(rdmahttp_endpoint *ep, rdmahttp_transfer *t);
@@ -62,6 +63,11 @@ void rdmahttp_endpoint_declined(rdmahttp_endpoint *ep, rdmahttp_transfer *t);
 void rdmahttp_endpoint_give_up(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
                                uint32_t reason, const char *why);
 
+/* So many bytes of the body are there, or offered, as the server has said by
+ * RDMA. */
+uint64_t rdmahttp_endpoint_announced(rdmahttp_endpoint *ep,
+                                     const rdmahttp_transfer *t);
+
 /* From now on, until it is released: after RDMAHTTP_TAKE_WAIT call waker, once
  * and by any thread, when there may be more. It must not call us. */
 void rdmahttp_endpoint_watch(rdmahttp_endpoint *ep, rdmahttp_transfer *t,
@@ -72,6 +78,7 @@ typedef enum rdmahttp_taken {
     RDMAHTTP_TAKE_MORE,   /* some was; look again */
     RDMAHTTP_TAKE_ALL,    /* complete */
     RDMAHTTP_TAKE_FAILED, /* the transfer is given up, t->why says why */
+    RDMAHTTP_TAKE_WRONG,  /* the same, and the server broke the protocol */
     RDMAHTTP_TAKE_LEFT    /* write() said no; the same */
 } rdmahttp_taken;
 

@@ -30,6 +30,7 @@ struct rdmahttp_endpoint {
     struct rdma_event_channel *events;
     struct rdma_cm_id *listener;
     struct ibv_pd *pd;
+    struct ibv_cq *guard; /* of rdma_siw */
     struct ibv_comp_channel *channel;
     int wake_fd;
     pthread_t thread;
@@ -39,6 +40,7 @@ struct rdmahttp_endpoint {
     pthread_mutex_t lock; /* guards what follows, and all transfers */
     pthread_cond_t cond;  /* for who closes: a transfer has moved */
     int stop;
+    int removed; /* the device is leaving: nothing begins any more */
     uint32_t next_id;
     uint32_t next_number;
     rdmahttp_window *window;
@@ -63,7 +65,12 @@ int rdmahttp_endpoint_same(const struct sockaddr *a, const struct sockaddr *b);
 const char *rdmahttp_endpoint_text(const struct sockaddr *sa, char *buf,
                                    socklen_t size);
 
-/* serve.c: the thread; until ep->stop. */
+/* No connect request comes any more. */
+void rdmahttp_endpoint_deaf(rdmahttp_endpoint *ep);
+/* Nothing of the device is left; no connection is, and no window is used. */
+void rdmahttp_endpoint_let_go(rdmahttp_endpoint *ep);
+
+/* serve.c: the thread; until ep->stop, or the device has been let go of. */
 void *rdmahttp_serve(void *ep);
 /* After the thread, on its behalf: take what the CM channel still has, and end
  * every connection. */

@@ -339,6 +339,7 @@ static int set_options(rdmahttp_exchange *x, const rdmahttp_ask *ask,
     SET(CURLOPT_URL, ask->url);
     SET(CURLOPT_PROTOCOLS_STR, "http,https");
     SET(CURLOPT_FOLLOWLOCATION, 0L); /* another origin, another endpoint */
+    SET(CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L); /* a proxy's are no answer */
     SET(CURLOPT_NOSIGNAL, 1L);
     SET(CURLOPT_ERRORBUFFER, x->error);
     SET(CURLOPT_USERAGENT, x->conf->user_agent ? x->conf->user_agent : AGENT);
@@ -375,7 +376,7 @@ static int set_options(rdmahttp_exchange *x, const rdmahttp_ask *ask,
 static rdmahttp_outcome translate(const rdmahttp_exchange *x, CURLcode code)
 {
     if (code == CURLE_OK) {
-        return x->head.status >= 200 ? RDMAHTTP_HTTP_OK : RDMAHTTP_HTTP_BROKEN;
+        return x->head_out ? RDMAHTTP_HTTP_OK : RDMAHTTP_HTTP_CUT;
     }
     if (x->cancelled) {
         return RDMAHTTP_HTTP_CANCELLED;
@@ -399,11 +400,6 @@ static rdmahttp_outcome translate(const rdmahttp_exchange *x, CURLcode code)
         return RDMAHTTP_HTTP_USAGE;
     case CURLE_OUT_OF_MEMORY:
         return RDMAHTTP_HTTP_MEMORY;
-    case CURLE_COULDNT_RESOLVE_HOST:
-    case CURLE_COULDNT_RESOLVE_PROXY:
-    case CURLE_COULDNT_CONNECT:
-    case CURLE_INTERFACE_FAILED:
-        return x->ask->field ? RDMAHTTP_HTTP_ELSEWHERE : RDMAHTTP_HTTP_NOT_SENT;
     case CURLE_SSL_CONNECT_ERROR:
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CERTPROBLEM:
@@ -416,8 +412,10 @@ static rdmahttp_outcome translate(const rdmahttp_exchange *x, CURLcode code)
     case CURLE_WEIRD_SERVER_REPLY:
     case CURLE_BAD_CONTENT_ENCODING:
         return RDMAHTTP_HTTP_BROKEN;
-    default:
-        return x->sends ? RDMAHTTP_HTTP_CUT : RDMAHTTP_HTTP_NOT_SENT;
+    default: /* the field has its way to the server prescribed */
+        return x->sends        ? RDMAHTTP_HTTP_CUT
+               : x->ask->field ? RDMAHTTP_HTTP_ELSEWHERE
+                               : RDMAHTTP_HTTP_NOT_SENT;
     }
 }
 
@@ -531,6 +529,9 @@ static rdmahttp_outcome run(rdmahttp_exchange *x, char *message)
     else if (x->wrong_local) {
         snprintf(message, RDMAHTTP_TEXT_MAX,
                  "HTTP goes out from another address");
+    }
+    else if (code == CURLE_OK) {
+        snprintf(message, RDMAHTTP_TEXT_MAX, "the answer ends in its head");
     }
     else if (code == CURLE_OPERATION_TIMEDOUT) {
         snprintf(message, RDMAHTTP_TEXT_MAX, "no progress in time");

@@ -3,9 +3,13 @@
  */
 #include "log.h"
 
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+
+/* Whoever is told need not look out for other threads. */
+static pthread_mutex_t one_at_a_time = PTHREAD_MUTEX_INITIALIZER;
 
 void rdmahttp_log(const rdmahttp_conf *conf, int level, const char *fmt, ...)
 {
@@ -25,7 +29,9 @@ void rdmahttp_log(const rdmahttp_conf *conf, int level, const char *fmt, ...)
             line[i] = '?';
         }
     }
+    pthread_mutex_lock(&one_at_a_time);
     conf->log(conf->log_baton, level, line);
+    pthread_mutex_unlock(&one_at_a_time);
 }
 
 void rdmahttp_log_mask(char *field)

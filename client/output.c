@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define NAMES 100000 /* that are tried */
+
 /* What output_forget() removes. Written with the signals blocked. */
 static char *volatile temporary;
 
@@ -33,21 +35,23 @@ void output_forget(void)
     }
 }
 
-char *output_fresh_name(const char *path)
+/* The next name that nobody has just now. 0, or an errno. */
+static int next_name(output *out)
 {
-    size_t size = strlen(path) + 16;
-    char *name = malloc(size);
+    size_t size = strlen(out->base) + 16;
     struct stat st;
-    unsigned i;
 
-    if (!name) {
-        return NULL;
+    if (!out->path && !(out->path = malloc(size))) {
+        return ENOMEM;
     }
-    snprintf(name, size, "%s", path);
-    for (i = 1; lstat(name, &st) == 0 && i < 100000; i++) {
-        snprintf(name, size, "%s.%u", path, i);
-    }
-    return name;
+    do {
+        snprintf(out->path, size, out->tried ? "%s.%u" : "%s", out->base,
+                 out->tried);
+        if (out->tried++ == NAMES) {
+            return EEXIST;
+        }
+    } while (lstat(out->path, &st) == 0);
+    return 0;
 }
 
 /* A temporary file with the rights that an ordinary new file has. */
@@ -82,37 +86,45 @@ static int open_temporary(output *out)
     return error;
 }
 
-int output_open(output *out, const char *path, int cancel_fd)
+/* 0, or an errno. */
+static int first_name(output *out, const char *path, int fresh)
 {
-    struct stat st;
-    int error = 0;
-
-    memset(out, 0, sizeof(*out));
-    out->fd = -1;
-    out->cancel_fd = cancel_fd;
-    if (strcmp(path, "-") == 0) {
-        out->direct = 1;
-        out->fd = dup(STDOUT_FILENO);
-        return out->fd < 0 ? errno : 0;
+    if (fresh) {
+        out->base = strdup(path);
+        return out->base ? next_name(out) : ENOMEM;
     }
     /* A link stays a link: what it points to is replaced. */
     out->path = realpath(path, NULL);
     if (!out->path) {
         out->path = strdup(path);
     }
-    if (!out->path) {
-        return ENOMEM;
+    return out->path ? 0 : ENOMEM;
+}
+
+int output_open(output *out, const char *path, int fresh, int cancel_fd)
+{
+    struct stat st;
+    int error;
+
+    memset(out, 0, sizeof(*out));
+    out->fd = -1;
+    out->cancel_fd = cancel_fd;
+    if (!fresh && strcmp(path, "-") == 0) {
+        out->direct = 1;
+        out->fd = dup(STDOUT_FILENO);
+        return out->fd < 0 ? errno : 0;
     }
-    if (stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
+    error = first_name(out, path, fresh);
+    if (!error && !fresh && stat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
         out->direct = 1;
         out->fd = open(path, O_WRONLY | O_CLOEXEC);
         error = out->fd < 0 ? errno : 0;
     }
-    else {
+    else if (!error) {
         error = open_temporary(out);
     }
     if (error) {
-        output_discard(out);
+        output_close(out);
     }
     return error;
 }
@@ -166,13 +178,45 @@ int output_rewind(output *out)
     return 0;
 }
 
-static void release(output *out)
+/* The temporary file is no more. */
+static void forget_temporary(output *out)
 {
     remember(NULL);
-    free(out->path);
     free(out->temp);
-    out->path = out->temp = NULL;
-    out->fd = -1;
+    out->temp = NULL;
+}
+
+/* As rename(), but not over another file: EEXIST. Not every file system knows
+ * renameat2(), nor every one link(). */
+static int rename_fresh(const char *from, const char *to)
+{
+    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) {
+        return 0;
+    }
+    if (errno != EINVAL && errno != ENOSYS) {
+        return -1;
+    }
+    if (link(from, to) == 0) {
+        return unlink(from);
+    }
+    return errno == EEXIST ? -1 : rename(from, to);
+}
+
+/* 0, or an errno. */
+static int give_name(output *out)
+{
+    int error;
+
+    if (!out->base) {
+        return rename(out->temp, out->path) ? errno : 0;
+    }
+    while (rename_fresh(out->temp, out->path)) {
+        error = errno == EEXIST ? next_name(out) : errno;
+        if (error) {
+            return error;
+        }
+    }
+    return 0;
 }
 
 int output_commit(output *out)
@@ -180,24 +224,26 @@ int output_commit(output *out)
     int error = close(out->fd) ? errno : 0;
 
     out->fd = -1;
-    if (!error && out->temp && rename(out->temp, out->path)) {
-        error = errno;
+    if (!error && out->temp) {
+        error = give_name(out);
     }
-    if (error) {
-        output_discard(out);
-        return error;
+    if (!error) {
+        forget_temporary(out);
     }
-    release(out);
-    return 0;
+    return error;
 }
 
-void output_discard(output *out)
+void output_close(output *out)
 {
     if (out->fd >= 0) {
         close(out->fd);
+        out->fd = -1;
     }
     if (out->temp) {
         unlink(out->temp);
     }
-    release(out);
+    forget_temporary(out);
+    free(out->base);
+    free(out->path);
+    out->base = out->path = NULL;
 }

@@ -19,27 +19,28 @@
 typedef struct output {
     int fd;         /* -1: not open */
     int direct;     /* no temporary file */
-    char *path;     /* the name it will have */
+    char *base;     /* the name wanted; NULL: path it is, whatever is there */
+    unsigned tried; /* names that were taken: base, base.1 ... */
+    char *path;     /* the name it will have, or has; NULL: standard output */
     char *temp;     /* NULL: direct */
     int cancel_fd;  /* readable: write no more; 0: none */
     uint64_t bytes; /* written */
 } output;
 
-/* path "-": standard output. 0, or an errno. */
-int output_open(output *out, const char *path, int cancel_fd);
+/* path "-": standard output. Or, if fresh, a file that takes no other's place,
+ * by the first free name of path, path.1, path.2 ... 0, or an errno. */
+int output_open(output *out, const char *path, int fresh, int cancel_fd);
 /* 0, or an errno; EINTR: cancelled. */
 int output_write(output *out, const void *bytes, size_t n);
 /* Forget what was written. 0, or -1: it is gone for good. */
 int output_rewind(output *out);
-/* Complete: give the file its name. 0, or an errno; then nothing is left. */
+/* Complete: give the file its name, which may be another one than before if it
+ * has to be fresh. 0, or an errno. */
 int output_commit(output *out);
-/* Not complete: leave nothing behind. Harmless when not open or committed. */
-void output_discard(output *out);
+/* To be called in the end. Not committed: leaves nothing behind. Harmless when
+ * not open. */
+void output_close(output *out);
 /* Remove the temporary file, if there is one. For signal handlers. */
 void output_forget(void);
-
-/* A name that no file has yet: path, path.1, path.2 ... To be freed; NULL: out
- * of memory. */
-char *output_fresh_name(const char *path);
 
 #endif /* RDMAHTTP_OUTPUT_H */

@@ -12,19 +12,25 @@
 #include "request.h"
 #include "route.h"
 
-/* What is known of an origin. */
+#define ORIGINS 16 /* that are kept */
+#define RETRY   ((rdma_conn_time)10 * 1000000)
+
+/* What is known of an origin. Its lock is taken before rdmahttp's, and held
+ * while an endpoint is opened or closed, which takes its time. */
 typedef struct origin {
-    struct origin *next;
-    char *name;                  /* scheme://host:port */
-    unsigned users;              /* hops under way */
-    rdmahttp_endpoint *ep;       /* NULL: none can be had */
-    char why[RDMAHTTP_TEXT_MAX]; /* then */
+    struct origin *next; /* that, and users, under rdmahttp's lock */
+    unsigned users;      /* hops under way */
+    char *name;          /* scheme://host:port */
+    pthread_mutex_t lock;
+    rdmahttp_endpoint *ep;       /* NULL: none could be had */
+    char why[RDMAHTTP_TEXT_MAX]; /* then: why, and not to be tried again */
+    rdma_conn_time retry;        /* before this */
 } origin;
 
 struct rdmahttp {
     rdmahttp_conf conf; /* with all defaults filled in */
     pthread_mutex_t lock;
-    origin *origins;
+    origin *origins;         /* the one that was used last comes first */
     rdmahttp_exchange *idle; /* with its kept-alive connections */
 };
 
@@ -90,6 +96,16 @@ rdmahttp *rdmahttp_create(const rdmahttp_conf *conf)
     return h;
 }
 
+static void origin_free(origin *o)
+{
+    if (o->ep) {
+        rdmahttp_endpoint_close(o->ep);
+    }
+    pthread_mutex_destroy(&o->lock);
+    free(o->name);
+    free(o);
+}
+
 void rdmahttp_destroy(rdmahttp *h)
 {
     if (h->idle) {
@@ -99,11 +115,7 @@ void rdmahttp_destroy(rdmahttp *h)
         origin *o = h->origins;
 
         h->origins = o->next;
-        if (o->ep) {
-            rdmahttp_endpoint_close(o->ep);
-        }
-        free(o->name);
-        free(o);
+        origin_free(o);
     }
     free((void *)(uintptr_t)h->conf.bind_address);
     free((void *)(uintptr_t)h->conf.user_agent);
@@ -162,48 +174,69 @@ static int target_set(target *u, CURLU *url)
     return 0;
 }
 
-/* ---- endpoints --------------------------------------------------------- */
+/* ---- origins ----------------------------------------------------------- */
 
-static void open_endpoint(rdmahttp *h, const target *u, origin *o)
+/* [locked] This one, maybe a new one, comes to the front. NULL: no memory. */
+static origin *find(rdmahttp *h, const char *name)
 {
-    struct sockaddr_storage locals[RDMAHTTP_ROUTES];
-    char why[RDMAHTTP_TEXT_MAX];
-    size_t n =
-        rdmahttp_route_locals(u->host, u->port, h->conf.bind_address, locals);
-    size_t i;
+    origin **link = &h->origins, *o;
 
-    snprintf(o->why, sizeof(o->why), "no local address for this host");
-    for (i = 0; i < n && !o->ep; i++) {
-        if (rdmahttp_endpoint_open(&h->conf, &locals[i], &o->ep, why)
-            && i == 0) {
-            memcpy(o->why, why, sizeof(o->why));
+    while (*link && strcmp((*link)->name, name) != 0) {
+        link = &(*link)->next;
+    }
+    o = *link;
+    if (o) {
+        *link = o->next;
+    }
+    else {
+        o = calloc(1, sizeof(*o));
+        if (!o || !(o->name = strdup(name))) {
+            free(o);
+            return NULL;
+        }
+        pthread_mutex_init(&o->lock, NULL);
+    }
+    o->next = h->origins;
+    h->origins = o;
+    return o;
+}
+
+/* [locked] If there are too many, take out the one whose last use, which is
+ * over, is the longest ago. */
+static origin *surplus(rdmahttp *h)
+{
+    origin **link, **last = NULL, *o;
+    unsigned n = 0;
+
+    for (link = &h->origins; *link; link = &(*link)->next) {
+        n++;
+        if ((*link)->users == 0) {
+            last = link;
         }
     }
+    if (n <= ORIGINS || !last) {
+        return NULL;
+    }
+    o = *last;
+    *last = o->next;
+    return o;
 }
 
 /* What is known of this origin, for one hop. NULL: out of memory. */
-static origin *enter(rdmahttp *h, const target *u)
+static origin *enter(rdmahttp *h, const char *name)
 {
-    origin *o;
+    origin *o, *old;
 
     pthread_mutex_lock(&h->lock);
-    for (o = h->origins; o && strcmp(o->name, u->origin) != 0; o = o->next) {
+    o = find(h, name);
+    if (o) {
+        o->users++;
     }
-    if (!o) {
-        o = calloc(1, sizeof(*o));
-        if (o) {
-            o->name = strdup(u->origin);
-        }
-        if (!o || !o->name) {
-            free(o);
-            pthread_mutex_unlock(&h->lock);
-            return NULL;
-        }
-        open_endpoint(h, u, o);
-        o->next = h->origins;
-        h->origins = o;
+    while ((old = surplus(h)) != NULL) {
+        pthread_mutex_unlock(&h->lock);
+        origin_free(old);
+        pthread_mutex_lock(&h->lock);
     }
-    o->users++;
     pthread_mutex_unlock(&h->lock);
     return o;
 }
@@ -215,26 +248,15 @@ static void leave(rdmahttp *h, origin *o)
     pthread_mutex_unlock(&h->lock);
 }
 
-/* A transfer that was given up before it was bound keeps its window until the
- * endpoint ends. When that leaves none, and nobody else is here, a new endpoint
- * takes the place. */
-static rdmahttp_transfer *begin_transfer(rdmahttp *h, const target *u,
-                                         origin *o)
+/* Nobody else is here, or comes before the origin's lock is free. */
+static int is_alone(rdmahttp *h, const origin *o)
 {
-    rdmahttp_transfer *t = rdmahttp_endpoint_begin(o->ep);
+    int alone;
 
-    if (t) {
-        return t;
-    }
     pthread_mutex_lock(&h->lock);
-    if (o->users == 1) {
-        rdmahttp_endpoint_close(o->ep);
-        o->ep = NULL;
-        open_endpoint(h, u, o);
-        t = o->ep ? rdmahttp_endpoint_begin(o->ep) : NULL;
-    }
+    alone = o->users == 1;
     pthread_mutex_unlock(&h->lock);
-    return t;
+    return alone;
 }
 
 static rdmahttp_exchange *take_exchange(rdmahttp *h)
@@ -273,6 +295,53 @@ typedef struct attempt {
     rdmahttp_request rq;
 } attempt;
 
+/* [origin locked] */
+static void open_endpoint(attempt *a)
+{
+    struct sockaddr_storage locals[RDMAHTTP_ROUTES];
+    const rdmahttp_conf *conf = &a->h->conf;
+    origin *o = a->origin;
+    char why[RDMAHTTP_TEXT_MAX];
+    size_t n, i;
+
+    n = rdmahttp_route_locals(
+        a->to.host, a->to.port, conf->bind_address, conf->timeout_ms,
+        a->rq.options ? a->rq.options->cancel_fd : 0, locals);
+    snprintf(o->why, sizeof(o->why), "no local address for this host");
+    for (i = 0; i < n && !o->ep; i++) {
+        if (rdmahttp_endpoint_open(conf, &locals[i], &o->ep, why) && i == 0) {
+            memcpy(o->why, why, sizeof(o->why));
+        }
+    }
+    o->retry = rdma_conn_now() + RETRY;
+}
+
+/* A transfer that was given up before it was bound keeps its window until the
+ * endpoint ends. When that leaves none, or the device has gone, and nobody else
+ * is here, a new endpoint takes the place. */
+static void begin_transfer(attempt *a)
+{
+    origin *o = a->origin;
+
+    pthread_mutex_lock(&o->lock);
+    a->rq.t = o->ep ? rdmahttp_endpoint_begin(o->ep) : NULL;
+    if (o->ep && !a->rq.t && is_alone(a->h, o)) {
+        rdmahttp_endpoint_close(o->ep);
+        o->ep = NULL;
+        o->retry = 0;
+    }
+    if (!o->ep && rdma_conn_now() >= o->retry) {
+        open_endpoint(a);
+        a->rq.t = o->ep ? rdmahttp_endpoint_begin(o->ep) : NULL;
+    }
+    a->rq.ep = o->ep;
+    if (!a->rq.t) {
+        snprintf(a->result->why, RDMAHTTP_TEXT_MAX, "%s",
+                 o->ep ? "no window is free" : o->why);
+    }
+    pthread_mutex_unlock(&o->lock);
+}
+
 /* Begin a transfer, if RDMA may be asked for here; else result->why says why. */
 static void begin(attempt *a)
 {
@@ -293,18 +362,10 @@ static void begin(attempt *a)
         snprintf(why, RDMAHTTP_TEXT_MAX, "the environment names a proxy");
     }
     else {
-        a->origin = enter(a->h, &a->to);
+        a->origin = enter(a->h, a->to.origin);
     }
-    if (!a->origin) {
-        return;
-    }
-    if (a->origin->ep) {
-        a->rq.t = begin_transfer(a->h, &a->to, a->origin);
-        a->rq.ep = a->origin->ep;
-    }
-    if (!a->rq.t) {
-        snprintf(why, RDMAHTTP_TEXT_MAX, "%s",
-                 a->rq.ep ? "no window is free" : a->origin->why);
+    if (a->origin) {
+        begin_transfer(a);
     }
 }
 
@@ -377,7 +438,8 @@ static rdmahttp_status hops(attempt *a, CURLU *url)
         if (target_set(&a->to, url)) {
             snprintf(result->message, sizeof(result->message),
                      "not an http or https URL");
-            return result->redirects ? RDMAHTTP_EPROTOCOL : RDMAHTTP_EUSAGE;
+            status = RDMAHTTP_EUSAGE;
+            break;
         }
         if (!a->first_origin) {
             a->first_origin = strdup(a->to.origin);
@@ -387,11 +449,13 @@ static rdmahttp_status hops(attempt *a, CURLU *url)
         }
         status = hop(a);
         if (status != RDMAHTTP_OK || !a->rq.location) {
-            return status;
+            break;
         }
         status = turn(a, url);
     } while (status == RDMAHTTP_OK);
-    return status;
+    /* A URL that is no good is the caller's, or the server's that redirects. */
+    return status == RDMAHTTP_EUSAGE && result->redirects ? RDMAHTTP_EPROTOCOL
+                                                          : status;
 }
 
 rdmahttp_status rdmahttp_get(rdmahttp *h, const char *url,

@@ -65,7 +65,7 @@ typedef struct rdmahttp_conf {
     unsigned timeout_ms;    /* without progress; 0: RDMAHTTP_TIMEOUT_MS */
     unsigned connections;   /* per endpoint; 0: RDMAHTTP_CONNECTIONS */
     const char *user_agent; /* NULL: librdmahttp's */
-    /* May be called by any thread, one at a time per endpoint. */
+    /* By any thread, but one line at a time in the process; calls none of us. */
     void (*log)(void *baton, int level, const char *line);
     void *log_baton;
 } rdmahttp_conf;
@@ -109,8 +109,8 @@ void rdmahttp_result_clear(rdmahttp_result *result);
 typedef struct rdmahttp_sink {
     /* The final head is here (not that of a redirect): result's path, http,
      * length, declined and why are set. 0: send the body to write(); 1: drop
-     * the body; -1: give up, RDMAHTTP_ESINK. Comes again after rewind(). May be
-     * NULL. */
+     * the body, of which no more than a MiB is waited for; -1: give up,
+     * RDMAHTTP_ESINK. Comes again after rewind(). May be NULL. */
     int (*head)(void *baton, const rdmahttp_result *result);
     /* The next n bytes. 0, or -1: give up, RDMAHTTP_ESINK. */
     int (*write)(void *baton, const void *bytes, size_t n);

@@ -10,6 +10,7 @@
 #include "log.h"
 
 #define REDIRECTS 20
+#define DROP_MAX  ((uint64_t)1 << 20) /* unwanted bytes: then HTTP is cut */
 
 /* ---- the head ---------------------------------------------------------- */
 
@@ -92,6 +93,7 @@ static int judge(rdmahttp_request *rq, const rdmahttp_head *head)
         if (!rq->t) {
             return by_tcp(rq, NULL);
         }
+        rq->bare = 1;
         return by_tcp(rq, head->has_length && head->length == 0
                               ? "there is no body to move"
                               : "the server did not offer RDMA");
@@ -154,7 +156,9 @@ static int to_sink(rdmahttp_request *rq, const void *bytes, size_t n,
                    uint64_t *count)
 {
     if (rq->drop) {
-        return 0;
+        rq->dropped += n;
+        rq->enough = rq->dropped > DROP_MAX;
+        return rq->enough ? -1 : 0;
     }
     if (rq->sink->write(rq->sink->baton, bytes, n)) {
         rq->sink_said = 1;
@@ -198,8 +202,11 @@ static rdmahttp_beside on_beside(void *baton, int over)
     case RDMAHTTP_TAKE_ALL:
         return RDMAHTTP_BESIDE_DONE;
     case RDMAHTTP_TAKE_FAILED:
+        rq->lost = 1;
         fail(rq, rq->t->why);
-        rq->lost = !rq->t->wrong;
+        break;
+    case RDMAHTTP_TAKE_WRONG:
+        fail(rq, rq->t->why);
         break;
     case RDMAHTTP_TAKE_LEFT:
     default:
@@ -244,7 +251,8 @@ static rdmahttp_outcome ask(rdmahttp_request *rq, char *message)
     }
     what.keep_private = rq->foreign;
     rq->verdict = RDMAHTTP_NO_HEAD;
-    rq->drop = rq->sink_said = rq->lost = 0;
+    rq->drop = rq->enough = rq->sink_said = rq->lost = rq->bare = 0;
+    rq->dropped = 0;
     rq->why[0] = '\0';
     rq->result->attempts++;
     rq->result->http = 0;
@@ -281,6 +289,14 @@ static int may_ask_again(const rdmahttp_request *rq)
     return rq->t && (!rq->t->stream || rq->result->bytes_rdma == 0);
 }
 
+/* An answer of no bytes, without field, for which RDMA has brought some: on its
+ * way somebody has taken the field away. PROTOCOL.md, 4.3. */
+static int lost_its_field(const rdmahttp_request *rq)
+{
+    return rq->t && rq->bare && !rq->drop && rq->result->bytes_tcp == 0
+           && rdmahttp_endpoint_announced(rq->ep, rq->t) > 0;
+}
+
 static rdmahttp_status judge_outcome(rdmahttp_request *rq, rdmahttp_outcome out,
                                      int *again)
 {
@@ -289,9 +305,15 @@ static rdmahttp_status judge_outcome(rdmahttp_request *rq, rdmahttp_outcome out,
     if (out == RDMAHTTP_HTTP_CANCELLED) {
         return RDMAHTTP_ECANCELLED;
     }
+    if (rq->enough) {
+        return RDMAHTTP_OK; /* the head was all that counts */
+    }
     if (rq->sink_said) {
         snprintf(message, RDMAHTTP_TEXT_MAX, "the body was not taken");
         return RDMAHTTP_ESINK;
+    }
+    if (out == RDMAHTTP_HTTP_OK && lost_its_field(rq)) {
+        fail(rq, "the answer is empty, but its body came by RDMA");
     }
     if (rq->verdict == RDMAHTTP_VERDICT_FAILED) {
         snprintf(message, RDMAHTTP_TEXT_MAX, "%s", rq->why);

@@ -35,7 +35,10 @@ typedef struct rdmahttp_request {
 
     /* this request */
     rdmahttp_verdict verdict;
-    int drop;      /* the body is not wanted */
+    int drop; /* the body is not wanted */
+    uint64_t dropped;
+    int enough;    /* dropped more than it is worth */
+    int bare;      /* the head has no RDMA field */
     int sink_said; /* the sink has stopped it */
     int lost;      /* failed, and the server may have kept to the rules */
     rdma_conn_time deadline;

@@ -14,9 +14,11 @@
 
 /* The local addresses from which the host's addresses are reached, most
  * preferred first, each once; or bind, a literal, if the host has an address of
- * its family. Returns how many, at most RDMAHTTP_ROUTES; 0: none. */
+ * its family. Looks the name up, for so long at most, and until cancel_fd (0:
+ * none) is readable. Returns how many, at most RDMAHTTP_ROUTES; 0: none. */
 size_t rdmahttp_route_locals(const char *host, const char *port,
-                             const char *bind,
+                             const char *bind, unsigned timeout_ms,
+                             int cancel_fd,
                              struct sockaddr_storage out[RDMAHTTP_ROUTES]);
 
 /* 1: the environment names a proxy that libcurl may use for this host. Errs

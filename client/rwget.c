@@ -38,7 +38,8 @@ enum {
 typedef struct run {
     const options *set;
     output out;
-    const char *name; /* of the file */
+    const char *name; /* of the file, as far as is known */
+    int fresh;        /* and it must not be another file's */
     int cancel_fd;    /* readable: a signal has come */
     int open;
     int error;   /* errno of the file */
@@ -116,6 +117,14 @@ static void progress(run *r, const char *end)
             took > 0 ? (double)r->bytes / took / 1e6 : 0.0, end);
 }
 
+/* What it is called in the end is seen when it has been written. */
+static void name_it(run *r)
+{
+    if (r->fresh && r->out.path) {
+        r->name = r->out.path;
+    }
+}
+
 static int sink_head(void *baton, const rdmahttp_result *result)
 {
     run *r = baton;
@@ -129,8 +138,9 @@ static int sink_head(void *baton, const rdmahttp_result *result)
         return -1;
     }
     if (!r->open) {
-        r->error = output_open(&r->out, r->name, r->cancel_fd);
+        r->error = output_open(&r->out, r->name, r->fresh, r->cancel_fd);
         r->open = !r->error;
+        name_it(r);
     }
     return r->error ? -1 : 0;
 }
@@ -240,7 +250,8 @@ static void json_string(FILE *to, const char *key, const char *s)
 static void report_json(const run *r, int code, double took)
 {
     const rdmahttp_result *res = &r->result;
-    FILE *to = strcmp(r->name, "-") == 0 ? stderr : stdout;
+    int taken = r->set->file && strcmp(r->set->file, "-") == 0;
+    FILE *to = taken ? stderr : stdout;
 
     fprintf(to,
             "{\"exit\":%d,\"status\":%ld,\"path\":\"%s\",\"bytes\":%" PRIu64
@@ -297,6 +308,20 @@ static void catch_signals(void)
     signal(SIGPIPE, SIG_IGN); /* EPIPE says it better */
 }
 
+/* Whoever started us may have closed some: nobody else is to get their numbers.
+ * Output to them fails, as it should. */
+static void have_standard_descriptors(void)
+{
+    int fd;
+
+    do {
+        fd = open("/dev/null", O_RDONLY);
+    } while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd > STDERR_FILENO) {
+        close(fd);
+    }
+}
+
 /* A window is locked memory; the soft limit is ours to raise. */
 static void raise_memlock(void)
 {
@@ -347,10 +372,8 @@ static int fetch(run *r)
     code = exit_code(r, status);
     if (r->open && code == EXIT_OK) {
         r->error = output_commit(&r->out);
+        name_it(r);
         code = r->error ? EXIT_FILE : EXIT_OK;
-    }
-    else if (r->open) {
-        output_discard(&r->out);
     }
     if (signalled) {
         progress(r, "\n");
@@ -364,6 +387,7 @@ static int fetch(run *r)
     if (r->set->json && !signalled) {
         report_json(r, code, took);
     }
+    output_close(&r->out);
     rdmahttp_destroy(h);
     rdmahttp_result_clear(&r->result);
     return code;
@@ -373,10 +397,11 @@ int main(int argc, char **argv)
 {
     options set = {.conf = RDMAHTTP_CONF_INIT};
     run r = {.set = &set};
-    char *name = NULL, *fresh = NULL;
+    char *name = NULL;
     int code;
 
     (void)argc;
+    have_standard_descriptors();
     if (options_parse(&set, argv)) {
         return EXIT_USAGE;
     }
@@ -391,20 +416,18 @@ int main(int argc, char **argv)
     raise_memlock();
     if (!set.file) {
         name = name_from(set.url);
-        fresh = name ? output_fresh_name(name) : NULL;
-        if (!fresh) {
+        if (!name) {
             options_complain("out of memory");
-            free(name);
             return EXIT_OTHER;
         }
     }
-    r.name = set.file ? set.file : fresh;
+    r.name = set.file ? set.file : name;
+    r.fresh = !set.file;
     r.out.fd = -1;
     r.cancel_fd = cancel_pipe[0];
     r.tty = !set.quiet && isatty(STDERR_FILENO);
     code = fetch(&r);
     free(name);
-    free(fresh);
     if (signalled) {
         signal(signalled, SIG_DFL);
         raise(signalled);

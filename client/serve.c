@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #define TICK_MS    250 /* how often deadlines are looked at */
+#define ROUND      64  /* events of a channel before others get their turn */
 #define HELLO_WAIT ((rdma_conn_time)10 * 1000000)
 #define SILENCE    ((rdma_conn_time)5 * 1000000)  /* then a PING */
 #define PONG_WAIT  ((rdma_conn_time)15 * 1000000) /* at most */
@@ -136,14 +137,25 @@ typedef struct request {
     unsigned reads; /* READs that the server can answer at a time */
 } request;
 
+/* No more connections are let in. */
+static int is_crowded(const rdmahttp_endpoint *ep)
+{
+    const rdmahttp_peer *p;
+    unsigned n = 0;
+
+    for (p = ep->peers; p; p = p->next) { /* this thread alone changes it */
+        n++;
+    }
+    return n >= ep->conf->connections;
+}
+
 /* In the order of PROTOCOL.md, 5.4. */
 static rdma_hdr_reject judge(rdmahttp_endpoint *ep, const request *rq,
                              rdma_hdr_connect *req)
 {
     rdma_hdr_reject why = rdma_hdr_get_connect(rq->data, rq->n, req);
     const struct sockaddr *from = rdma_get_peer_addr(rq->id);
-    const rdmahttp_peer *p;
-    unsigned i, n = 0;
+    unsigned i;
     int known = ep->conf->any_peer;
 
     if (why != RDMA_HDR_REJECT_NONE) {
@@ -162,16 +174,34 @@ static rdma_hdr_reject judge(rdmahttp_endpoint *ep, const request *rq,
         known = rdmahttp_endpoint_same(
             from, (const struct sockaddr *)&ep->expected[i]);
     }
-    for (p = ep->peers; p; p = p->next) {
-        n++;
-    }
     rdmahttp_endpoint_unlock(ep);
     if (!known) {
         return RDMA_HDR_REJECT_ADDRESS;
     }
-    return n >= ep->conf->connections || ep->next_number == 0
+    return is_crowded(ep) || ep->removed || ep->next_number == 0
                ? RDMA_HDR_REJECT_BUSY
                : RDMA_HDR_REJECT_NONE;
+}
+
+/* The peer has no QP any more: its transfers are told, and no head can name it
+ * from now on, in one step. Only its memory is left. */
+static void forget(void *arg)
+{
+    rdmahttp_peer *peer = arg, **link = &peer->ep->peers;
+    rdmahttp_transfer *t;
+
+    rdmahttp_endpoint_lock(peer->ep);
+    for (t = peer->ep->transfers; t; t = t->next) {
+        if (t->peer == peer) {
+            rdmahttp_transfer_qp_gone(t);
+            rdmahttp_endpoint_moved(t);
+        }
+    }
+    while (*link != peer) {
+        link = &(*link)->next;
+    }
+    *link = peer->next;
+    rdmahttp_endpoint_unlock(peer->ep);
 }
 
 static rdma_hdr_reject admit(rdmahttp_endpoint *ep, const request *rq,
@@ -203,9 +233,7 @@ static rdma_hdr_reject admit(rdmahttp_endpoint *ep, const request *rq,
         rdmahttp_log(ep->conf, RDMAHTTP_LOG_WARNING,
                      "RDMA connection from %s: %s: %s", from, why.step,
                      strerror(why.error));
-        rdmahttp_endpoint_lock(ep);
-        ep->peers = peer->next; /* nobody else adds */
-        rdmahttp_endpoint_unlock(ep);
+        forget(peer);
         free(peer);
         return RDMA_HDR_REJECT_BUSY;
     }
@@ -236,6 +264,16 @@ static void on_request(rdmahttp_endpoint *ep, const request *rq)
     }
 }
 
+/* The device waits for us to let go of it. */
+static void on_removal(rdmahttp_endpoint *ep)
+{
+    rdmahttp_log(ep->conf, RDMAHTTP_LOG_INFO,
+                 "the RDMA device of %s is leaving", ep->address);
+    rdmahttp_endpoint_lock(ep);
+    ep->removed = 1;
+    rdmahttp_endpoint_unlock(ep);
+}
+
 /* One event of the CM channel, if there is one. Returns 0, or -1: none. */
 static int cm_event(rdmahttp_endpoint *ep)
 {
@@ -262,6 +300,10 @@ static int cm_event(rdmahttp_endpoint *ep)
         on_request(ep, &rq);
         return 0;
     }
+    if (type == RDMA_CM_EVENT_DEVICE_REMOVAL && rq.id == ep->listener) {
+        on_removal(ep);
+        return 0;
+    }
     for (p = ep->peers; p; p = p->next) { /* this thread alone changes it */
         if (p->conn && rdma_conn_id(p->conn) == rq.id) {
             rdma_conn_event(p->conn, type, status);
@@ -273,30 +315,9 @@ static int cm_event(rdmahttp_endpoint *ep)
 
 /* ---- what is due ------------------------------------------------------- */
 
-static void qp_gone(void *arg)
+static void end_peer(rdmahttp_peer *peer)
 {
-    rdmahttp_peer *peer = arg;
-    rdmahttp_transfer *t;
-
-    rdmahttp_endpoint_lock(peer->ep);
-    for (t = peer->ep->transfers; t; t = t->next) {
-        if (t->peer == peer) {
-            rdmahttp_transfer_qp_gone(t);
-        }
-    }
-    rdmahttp_endpoint_unlock(peer->ep);
-}
-
-static void end_peer(rdmahttp_endpoint *ep, rdmahttp_peer *peer)
-{
-    rdmahttp_peer **link;
-
-    rdma_conn_destroy(peer->conn, qp_gone, peer);
-    rdmahttp_endpoint_lock(ep);
-    for (link = &ep->peers; *link != peer; link = &(*link)->next) {
-    }
-    *link = peer->next;
-    rdmahttp_endpoint_unlock(ep);
+    rdma_conn_destroy(peer->conn, forget, peer);
     free(peer);
 }
 
@@ -396,7 +417,7 @@ static rdmahttp_peer *sweep(rdmahttp_endpoint *ep)
         }
     }
     for (p = ep->peers; p; p = p->next) {
-        if (p->closed || p->doomed
+        if (p->closed || p->doomed || ep->removed
             || (!p->open && now - p->opened >= HELLO_WAIT)) {
             break;
         }
@@ -420,14 +441,15 @@ static int is_awaited(rdmahttp_endpoint *ep, const rdmahttp_peer *peer)
     return any;
 }
 
-/* A source may be silent for as long as it likes; a connection may not. */
-static void probe(rdmahttp_endpoint *ep, rdmahttp_peer *peer,
+/* A source may be silent for as long as it likes; a connection may not, if a
+ * body has to come by it, or others are in want of its place. */
+static void probe(rdmahttp_endpoint *ep, rdmahttp_peer *peer, int crowded,
                   rdma_conn_time now)
 {
     rdma_conn_time wait = (rdma_conn_time)ep->conf->timeout_ms * 1000;
     rdma_conn_time heard;
 
-    if (!is_awaited(ep, peer)) {
+    if (!crowded && !is_awaited(ep, peer)) {
         peer->asked = 0;
         return;
     }
@@ -451,14 +473,16 @@ static void probe_all(rdmahttp_endpoint *ep)
 {
     rdma_conn_time now = rdma_conn_now();
     rdmahttp_peer *p;
+    int crowded;
 
     if (now - ep->probed < TICK_MS * 1000) {
         return;
     }
     ep->probed = now;
+    crowded = is_crowded(ep);
     for (p = ep->peers; p; p = p->next) { /* this thread alone changes it */
         if (p->open && !p->closed) {
-            probe(ep, p, now);
+            probe(ep, p, crowded, now);
         }
     }
 }
@@ -471,7 +495,7 @@ static void chores(rdmahttp_endpoint *ep)
     }
     probe_all(ep);
     while ((p = sweep(ep)) != NULL) {
-        end_peer(ep, p);
+        end_peer(p);
     }
 }
 
@@ -481,7 +505,7 @@ static int has_deadlines(rdmahttp_endpoint *ep)
     int any;
 
     rdmahttp_endpoint_lock(ep);
-    any = ep->transfers != NULL;
+    any = ep->transfers != NULL || is_crowded(ep);
     for (p = ep->peers; p; p = p->next) {
         any |= !p->open;
     }
@@ -499,6 +523,24 @@ static int stopping(rdmahttp_endpoint *ep)
     return stop;
 }
 
+/* Once the device is leaving: is it let go of? */
+static int has_let_go(rdmahttp_endpoint *ep)
+{
+    const rdmahttp_transfer *t;
+    int used;
+
+    rdmahttp_endpoint_lock(ep);
+    used = !ep->removed || ep->peers != NULL;
+    for (t = ep->transfers; t && !used; t = t->next) {
+        used = !t->released; /* the application looks at its window */
+    }
+    rdmahttp_endpoint_unlock(ep);
+    if (!used) {
+        rdmahttp_endpoint_let_go(ep);
+    }
+    return !used;
+}
+
 void *rdmahttp_serve(void *arg)
 {
     rdmahttp_endpoint *ep = arg;
@@ -508,15 +550,17 @@ void *rdmahttp_serve(void *arg)
     struct ibv_cq *cq;
     void *c;
     uint64_t count;
+    int i;
 
-    while (!stopping(ep)) {
+    while (!stopping(ep) && !has_let_go(ep)) {
         poll(fds, 3, has_deadlines(ep) ? TICK_MS : -1);
         if (fds[2].revents && read(ep->wake_fd, &count, sizeof(count)) < 0) {
             continue; /* a wake that has been read already */
         }
-        while (cm_event(ep) == 0) {
+        for (i = 0; i < ROUND && cm_event(ep) == 0; i++) {
         }
-        while (ibv_get_cq_event(ep->channel, &cq, &c) == 0) {
+        for (i = 0; i < ROUND && ibv_get_cq_event(ep->channel, &cq, &c) == 0;
+             i++) {
             rdma_conn_receive(c);
             ibv_ack_cq_events(cq, 1); /* destroying it would wait for this */
         }
@@ -527,9 +571,10 @@ void *rdmahttp_serve(void *arg)
 
 void rdmahttp_serve_end(rdmahttp_endpoint *ep)
 {
+    rdmahttp_endpoint_deaf(ep); /* then the events have an end */
     while (cm_event(ep) == 0) { /* no id may be left unseen */
     }
     while (ep->peers) {
-        end_peer(ep, ep->peers);
+        end_peer(ep->peers);
     }
 }

@@ -294,6 +294,8 @@ static int first_part(rdmahttp_transfer *t, const rdma_hdr_response *resp,
 int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
                            int stream, rdmahttp_peer *peer)
 {
+    int gone = !peer || peer->closed;
+
     t->head = 1;
     if (t->conn != resp->conn) {
         return head_fails(t, "the answer names another connection");
@@ -301,7 +303,7 @@ int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
     if (t->broken || t->state != RDMAHTTP_BOUND) {
         return head_fails(t, t->why);
     }
-    if (!peer && !t->fin) {
+    if (gone && !t->fin) {
         return head_fails(t, "the RDMA connection was lost");
     }
     if (t->kind != resp->kind) {
@@ -323,7 +325,7 @@ int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
         return -1;
     }
     transit(t, RDMAHTTP_TAKING, "head");
-    if (t->qp_gone && !(t->fin && t->arrived == t->announced)) {
+    if (gone && !(t->fin && t->arrived == t->announced)) {
         return head_fails(t, "the RDMA connection was lost");
     }
     return 0;
@@ -361,6 +363,7 @@ void rdmahttp_transfer_lost(rdmahttp_transfer *t)
 
 void rdmahttp_transfer_qp_gone(rdmahttp_transfer *t)
 {
+    rdmahttp_transfer_lost(t); /* it may have been bound after that was told */
     t->peer = NULL;
     t->qp_gone = 1;
     settle(t);

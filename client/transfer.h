@@ -170,8 +170,9 @@ void rdmahttp_transfer_bind(rdmahttp_transfer *t, uint32_t conn,
                             rdmahttp_peer *peer);
 
 /* The head says that the body comes by RDMA, in one piece or as a stream; peer
- * is the connection it names, NULL if it is no more. Bound before. 0, or -1: the
- * response has failed, t->why says why, and the transfer is given up. */
+ * is the connection it names, NULL if it is no more; it may be closed. Bound
+ * before. 0, or -1: the response has failed, t->why says why, and the transfer
+ * is given up. */
 int rdmahttp_transfer_head(rdmahttp_transfer *t, const rdma_hdr_response *resp,
                            int stream, rdmahttp_peer *peer);
 

@@ -36,6 +36,8 @@ static struct {
     const char *function; /* NULL: none */
     unsigned left;
     int error;
+    void (*act)(void *baton); /* NULL: nothing */
+    void *baton;
     int hit;
     const char *held; /* NULL: none */
     unsigned nheld;
@@ -268,12 +270,30 @@ void fake_refuse_dead_posts(int on)
 
 void fake_fail(const char *function, unsigned nth, int error)
 {
+    fake_meet(function, nth, error, NULL, NULL);
+}
+
+void fake_meet(const char *function, unsigned nth, int error,
+               void (*act)(void *baton), void *baton)
+{
     pthread_mutex_lock(&trip.lock);
     trip.function = function;
     trip.left = nth;
     trip.error = error;
+    trip.act = act;
+    trip.baton = baton;
     trip.hit = 0;
     pthread_mutex_unlock(&trip.lock);
+}
+
+int fake_met(void)
+{
+    int hit;
+
+    pthread_mutex_lock(&trip.lock);
+    hit = trip.hit;
+    pthread_mutex_unlock(&trip.lock);
+    return hit;
 }
 
 int fake_failed(void)
@@ -307,6 +327,8 @@ void fake_await_held(void)
 
 int fake_trip(const char *function)
 {
+    void (*act)(void *baton) = NULL;
+    void *baton = NULL;
     int error = 0;
 
     if (spared) {
@@ -322,9 +344,17 @@ int fake_trip(const char *function)
     if (trip.function && trip.left > 0 && strcmp(trip.function, function) == 0
         && --trip.left == 0) {
         error = trip.error;
-        trip.hit = 1;
+        act = trip.act;
+        baton = trip.baton;
+        trip.hit = !act;
     }
     pthread_mutex_unlock(&trip.lock);
+    if (act) {
+        act(baton);
+        pthread_mutex_lock(&trip.lock);
+        trip.hit = 1;
+        pthread_mutex_unlock(&trip.lock);
+    }
     return error;
 }
 

@@ -77,7 +77,12 @@ void fake_refuse_dead_posts(int on);
  * with ENOTCONN has queued its work request all the same: it blocks the send
  * queue, and is flushed with it. */
 void fake_fail(const char *function, unsigned nth, int error);
-/* Was it called so often? Forgets it. */
+/* The same, but first it does this; with an error of 0 it does not fail. */
+void fake_meet(const char *function, unsigned nth, int error,
+               void (*act)(void *baton), void *baton);
+/* Was it called so often, and has done what it was to do? fake_failed() forgets
+ * it then. */
+int fake_met(void);
 int fake_failed(void);
 /* Calls of this function by threads that are not spared do not return, until
  * this is called with NULL. */

@@ -417,7 +417,7 @@ void fake_remove_device(void)
 
     fake_lock();
     for (id = fake.ids; id; id = id->next) {
-        if (id->id.verbs && id->state != CM_LISTENING) {
+        if (id->id.verbs) {
             fake_event_for(id, RDMA_CM_EVENT_DEVICE_REMOVAL, 0, NULL, 0, 0);
         }
     }
@@ -460,6 +460,7 @@ void rdma_destroy_qp(struct rdma_cm_id *rid)
 {
     fake_id *id = (fake_id *)rid;
 
+    fake_trip("rdma_destroy_qp"); /* it cannot fail */
     fake_lock();
     if (id->state == CM_CONNECTED) { /* an rxe peer hears nothing of it */
         fake_cut(id, 0, !fake.like_rxe);

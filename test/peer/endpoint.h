@@ -80,6 +80,7 @@ struct request {
     struct answer answer;
     int status;
     bool http_ended, tcp; /* tcp: the body there is the answer */
+    bool bare;            /* which came without the field that we sent */
     char answer_text[256];
 
     uint64_t announced, taken, consumed, posted;

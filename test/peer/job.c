@@ -9,6 +9,7 @@
  *   part=N        length of parts (256k)
  *   dry           the end is not known before its last byte was announced
  *   late=MS       the head of W1 comes so much later
+ *   bare          W1's head comes after all is over by RDMA, without field
  *   decline=TOKEN D1 with this reason
  *   fail          D3 after a part of it was written, with the body by TCP
  *   abort         ABORT in the middle of a stream, and HTTP is cut
@@ -186,6 +187,9 @@ static void w1_head(void *arg)
     char field[128];
     snprintf(field, sizeof field, "v=1, id=%u, conn=%u, write;total=%llu",
              j->offer.id, j->remote->number, (unsigned long long)j->size);
+    if (option(j, "bare") != NULL) {
+        field[0] = '\0';
+    }
     if (j->session != NULL) {
         send_head(j, field, "Content-Length: 0");
         session_done(j->session);
@@ -428,7 +432,8 @@ static void on_posted(struct conn *c, const struct message *m)
           m->id, (unsigned long long)m->bytes, m->credits);
     for (struct job *j = jobs; j != NULL; j = j->next) {
         if (j->remote == c->user && j->offer.id == m->id && m->type == WRITTEN
-            && (m->flags & FLAG_FIN) != 0 && !j->stream && !j->head_sent) {
+            && (m->flags & FLAG_FIN) != 0 && !j->stream && !j->head_sent
+            && option(j, "bare") == NULL) {
             const char *ms = option(j, "late");
             loop_timer(ms != NULL ? strtoull(ms, NULL, 10) : 0, w1_head, j);
         }
@@ -483,6 +488,9 @@ static void on_message(struct conn *c, const struct message *m)
             }
         }
         if (j->client_last && j->server_last) {
+            if (option(j, "bare") != NULL && !j->head_sent) {
+                w1_head(j);
+            }
             put_away(j);
         }
         return;

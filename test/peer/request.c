@@ -245,6 +245,7 @@ static const char *judge_head(struct request *r, const struct http_head *head)
     enum field_verdict verdict;
     /* Who has not asked does not look. */
     if (!head->has_rdma || *r->field == '\0') {
+        r->bare = *r->field != '\0';
         take_tcp(r);
         return NULL;
     }
@@ -307,6 +308,9 @@ static void on_end(void *user, const char *why)
     if (r->result == PENDING && r->tcp) {
         if (why != NULL) {
             settle(r, FAILED, why);
+        }
+        else if (r->bare && r->by_tcp.offset == 0 && r->announced > 0) {
+            settle(r, FAILED, "head: empty, and its field was lost");
         }
         else {
             bool empty = r->status == 304 || r->status == 204

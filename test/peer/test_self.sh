@@ -39,6 +39,7 @@ cases() {
     run 0 '/7/300000?decline=busy' --expect-declined busy
     run 0 '/7/300000?late=1500' --mode write --expect-path write
     run 0 '/7/300000?fail' --mode write --expect-declined failed
+    run 1 '/7/300000?bare' --mode write
     # Rings, down to a byte.
     run 0 '/7/150000?unknown' --mode write --window 65536 --bytes 150000 \
         --expect-path write
