@@ -229,8 +229,7 @@ void kit_stream_await(kit_stream *s, uint64_t taken)
 
     pthread_mutex_lock(&c->lock);
     while (s->taken < taken) {
-        ck_assert_int_eq(pthread_cond_timedwait(&c->changed, &c->lock, &ts),
-                         0);
+        ck_assert_int_eq(pthread_cond_timedwait(&c->changed, &c->lock, &ts), 0);
     }
     pthread_mutex_unlock(&c->lock);
 }

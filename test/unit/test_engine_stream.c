@@ -12,14 +12,15 @@
 #include <unistd.h>
 
 #include "../../rdma_body_private.h"
+#include "../../rdma_cache_private.h"
 
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
 #define PART  ((uint64_t)512 * 1024) /* of a stream of the read kind */
 
 static kit_work request(kit_client *c, int kind, uint32_t id, uint64_t total)
 {
-    kit_work w = kit_request(c, kind ? RDMA_HDR_READ : RDMA_HDR_WRITE, id,
-                             total);
+    kit_work w =
+        kit_request(c, kind ? RDMA_HDR_READ : RDMA_HDR_WRITE, id, total);
 
     w.at = 4095; /* windows need not be aligned */
     w.stream = 1;
@@ -45,8 +46,26 @@ static body_state state_of(const kit_work *w)
 
 static void short_deadlines(void)
 {
-    kit.conf.timeout = 150 * KIT_MS;
-    kit.conf.lease_timeout = 150 * KIT_MS;
+    kit.conf.timeout = 300 * KIT_MS;
+    kit.conf.lease_timeout = 300 * KIT_MS;
+}
+
+/* No deadline is short any more: what follows has to succeed. */
+static void long_deadlines(void)
+{
+    rdma_cache *cache = kit.cache;
+    rdma_cache_slot *s;
+
+    pthread_mutex_lock(&cache->lock);
+    cache->conf.timeout = cache->conf.lease_timeout = KIT_PATIENT;
+    for (s = cache->slots; s; s = s->next) {
+        if (s->state == READY) {
+            rdma_conn_lock(s->conn);
+            s->set->conf.timeout = s->set->conf.lease_timeout = KIT_PATIENT;
+            rdma_conn_unlock(s->conn);
+        }
+    }
+    pthread_mutex_unlock(&cache->lock);
 }
 
 /* All that the body needed is there again, and the connection, unless it is
@@ -57,6 +76,7 @@ static void next_stream_works(kit_client *c, int kind, uint32_t id,
     kit_work w = request(c, kind, id, 3 * PART);
     kit_stream s = {0};
 
+    long_deadlines();
     if (!kind) {
         kit_await_all_blocks();
     }
