@@ -24,6 +24,7 @@
 #include "rdma_content.h"
 #include "rdma_filter.h"
 #include "rdma_request.h"
+#include "rdma_response.h"
 
 APLOG_USE_MODULE(rdma);
 
@@ -78,12 +79,12 @@ static void put_behind(request_rec *r, ap_filter_t *f)
     ap_add_output_filter_handle(frec, ctx, r, r->connection);
 }
 
-/* Filters of one type stand in the order in which they were added, and those
- * that make the head are there from the beginning: ours is added behind them,
- * they are added again behind ours. */
 static int send_head(void *baton, const rdma_hdr_response *head);
 static int become_stream(void *baton);
 
+/* Filters of one type stand in the order in which they were added, and those
+ * that make the head are there from the beginning: ours is added behind them,
+ * they are added again behind ours. */
 int rdma_filter_post_read(request_rec *r)
 {
     rdma_request *q = rdma_request_read(r);
@@ -132,104 +133,6 @@ int rdma_filter_handler(request_rec *r)
 
 /* ---- judging ----------------------------------------------------------- */
 
-/* 1 if the brigade says that there will be no such response. An error that is
- * none of the content, as of a request's body that cannot be read, is of no
- * account once some has come: the head would have gone, and the last chunk
- * would follow. It is taken out. */
-static int has_error(apr_bucket_brigade *bb, int begun)
-{
-    apr_bucket *e, *next;
-
-    for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb); e = next) {
-        next = APR_BUCKET_NEXT(e);
-        if (AP_BUCKET_IS_EOC(e)) {
-            return 1;
-        }
-        if (AP_BUCKET_IS_ERROR(e)) {
-            const ap_bucket_error *error = e->data;
-
-            if (!begun || error->status == HTTP_BAD_GATEWAY) {
-                return 1;
-            }
-            apr_bucket_delete(e);
-        }
-    }
-    return 0;
-}
-
-/* The length of the body that begins with this brigade, or
- * RDMA_CONTENT_UNKNOWN. */
-static apr_off_t body_length(request_rec *r, apr_bucket_brigade *bb)
-{
-    const char *field = apr_table_get(r->headers_out, "Content-Length");
-    apr_off_t length;
-    apr_bucket *e;
-
-    if (field) {
-        return ap_parse_strict_length(&length, field) ? length : RDMA_CONTENT_UNKNOWN;
-    }
-    length = 0;
-    for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb);
-         e = APR_BUCKET_NEXT(e)) {
-        if (APR_BUCKET_IS_EOS(e)) {
-            return length;
-        }
-        if (e->length == (apr_size_t)-1) {
-            return RDMA_CONTENT_UNKNOWN;
-        }
-        length += (apr_off_t)e->length;
-    }
-    return RDMA_CONTENT_UNKNOWN;
-}
-
-/* 1 if a filter that we do not know would see the head without the body, and
- * could not do to it what it is there for. */
-static int has_foreign_filter(const ap_filter_t *ours)
-{
-    static const char *const known[] = {
-        "http_header", "http_outerror", "cache_remove_url", "cache_invalidate"
-    };
-    const ap_filter_t *f;
-    size_t i;
-
-    for (f = ours->next; f && f->frec->ftype < AP_FTYPE_CONNECTION;
-         f = f->next) {
-        for (i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-            if (!strcmp(f->frec->name, known[i])) {
-                break;
-            }
-        }
-        if (i == sizeof(known) / sizeof(known[0])) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* HTTP_HEADER would give such a response another form than we think. */
-static int has_other_framing(const request_rec *r)
-{
-    return apr_table_get(r->headers_out, "Transfer-Encoding")
-           || apr_table_get(r->err_headers_out, "Transfer-Encoding")
-           || apr_table_get(r->subprocess_env, "downgrade-1.0")
-           || apr_table_get(r->subprocess_env, "force-no-vary");
-}
-
-/* No field at all: not for such a response, not in this directory, and not
- * where HTTP/1.1 is to be answered as HTTP/1.0. */
-static int is_without_field(request_rec *r, apr_off_t length)
-{
-    return r->header_only || AP_STATUS_IS_HEADER_ONLY(r->status)
-           || ap_is_HTTP_INFO(r->status) || length == 0
-           || r->connection->aborted || has_other_framing(r)
-           || !rdma_config_enabled(rdma_config_of(r));
-}
-
-static int has_eos(apr_bucket_brigade *bb)
-{
-    return !APR_BRIGADE_EMPTY(bb) && APR_BUCKET_IS_EOS(APR_BRIGADE_LAST(bb));
-}
-
 static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b,
                                apr_bucket_brigade *bb, rdma_body **out)
 {
@@ -240,7 +143,7 @@ static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b,
     if (why != RDMA_HDR_NOT_DECLINED) {
         return why;
     }
-    if (has_foreign_filter(f)) {
+    if (rdma_response_has_foreign_filter(f)) {
         return RDMA_HDR_POLICY;
     }
     if (length > (apr_off_t)RDMA_HDR_TOTAL_MAX) {
@@ -251,7 +154,7 @@ static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b,
         return RDMA_HDR_SMALL;
     }
     return rdma_request_open(b->q, r, length,
-                             (length > KEEP_MAX && !has_eos(bb))
+                             (length > KEEP_MAX && !rdma_response_has_eos(bb))
                                  || !apr_is_empty_table(r->trailers_out),
                              out);
 }
@@ -358,13 +261,6 @@ static apr_status_t pass_empty(ap_filter_t *f, rdma_filter_body *b,
     return pass_kept(f, b, bb);
 }
 
-static void append_error(request_rec *r, apr_bucket_brigade *bb, int status)
-{
-    APR_BRIGADE_INSERT_TAIL(bb, ap_bucket_error_create(status, NULL, r->pool,
-                                                       bb->bucket_alloc));
-    APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_eos_create(bb->bucket_alloc));
-}
-
 /* The content is not what was announced: no response can be right. HTTP_HEADER
  * makes a response of the error, which comes back through us. */
 static apr_status_t pass_error(ap_filter_t *f, rdma_filter_body *b,
@@ -375,7 +271,7 @@ static apr_status_t pass_error(ap_filter_t *f, rdma_filter_body *b,
     start_over(b);
     drop_all(b, bb);
     r->bytes_sent = 0;
-    append_error(r, bb, HTTP_INTERNAL_SERVER_ERROR);
+    rdma_response_append_error(r, bb, HTTP_INTERNAL_SERVER_ERROR);
     return ap_pass_brigade(f->next, bb);
 }
 
@@ -415,25 +311,10 @@ static apr_status_t cut(ap_filter_t *f, rdma_filter_body *b,
     r->connection->keepalive = AP_CONN_CLOSE;
     ap_remove_output_filter(f);
     if (!find(r, "http_header")) { /* else nobody has seen a head to doubt */
-        append_error(r, bb, HTTP_BAD_GATEWAY);
+        rdma_response_append_error(r, bb, HTTP_BAD_GATEWAY);
         ap_pass_brigade(f->next, bb);
     }
     return APR_ECONNABORTED;
-}
-
-/* What is left of a brigade when its body has gone another way. */
-static void drop_data(apr_bucket_brigade *bb)
-{
-    apr_bucket *e = APR_BRIGADE_FIRST(bb);
-
-    while (e != APR_BRIGADE_SENTINEL(bb)) {
-        apr_bucket *next = APR_BUCKET_NEXT(e);
-
-        if (!APR_BUCKET_IS_METADATA(e) || APR_BUCKET_IS_FLUSH(e)) {
-            apr_bucket_delete(e);
-        }
-        e = next;
-    }
 }
 
 /* Pass on what makes HTTP_HEADER send the head: with the status that the
@@ -488,7 +369,7 @@ static apr_status_t pass_end(ap_filter_t *f, rdma_filter_body *b,
     if (b->kept) {
         APR_BRIGADE_PREPEND(bb, b->kept);
     }
-    drop_data(bb);
+    rdma_response_drop_data(bb);
     if (b->streaming) {
         ap_remove_output_filter(f);
         status = ap_pass_brigade(f->next, bb);
@@ -524,9 +405,8 @@ static int send_head(void *baton, const rdma_hdr_response *head)
     bb = apr_brigade_create(r->pool, r->connection->bucket_alloc);
     APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_flush_create(bb->bucket_alloc));
     status = pass_head(f, b, bb);
-    return status == APR_SUCCESS && !b->refused && !r->connection->aborted
-               ? 0
-               : -1;
+    return status == APR_SUCCESS && !b->refused && !r->connection->aborted ? 0
+                                                                           : -1;
 }
 
 static int become_stream(void *baton)
@@ -541,8 +421,7 @@ static int become_stream(void *baton)
 /* A response begins. RDMA_CONTENT_MORE: it goes by RDMA; else *status is what
  * passing it on, or waiting for more of it, has returned. */
 static int begin(ap_filter_t *f, rdma_filter_body *b, apr_bucket_brigade *bb,
-                 int paused, apr_status_t *status,
-                 rdma_content_result *result)
+                 int paused, apr_status_t *status, rdma_content_result *result)
 {
     request_rec *r = f->r;
     rdma_hdr_declined why;
@@ -552,15 +431,14 @@ static int begin(ap_filter_t *f, rdma_filter_body *b, apr_bucket_brigade *bb,
     apr_table_unset(r->headers_out, RDMA_HDR_FIELD);
     apr_table_unset(r->err_headers_out, RDMA_HDR_FIELD);
     if (b->gathered == 0) {
-        b->content.length = body_length(r, bb);
+        b->content.length = rdma_response_length(r, bb);
     }
-    if (b->content.length == RDMA_CONTENT_UNKNOWN 
-        && !is_enough(b, bb, paused)
-        && !is_without_field(r, b->content.length)) {
+    if (b->content.length == RDMA_CONTENT_UNKNOWN && !is_enough(b, bb, paused)
+        && !rdma_response_is_without_field(r, b->content.length)) {
         *status = ap_save_brigade(f, &b->kept, &bb, r->pool);
         return 0;
     }
-    if (is_without_field(r, b->content.length)) {
+    if (rdma_response_is_without_field(r, b->content.length)) {
         why = rdma_request_abandon(b->q, RDMA_HDR_NOT_DECLINED,
                                    RDMA_HDR_ABORT_CANCELLED);
         /* Whatever the response is, it has to say that something was posted. */
@@ -588,8 +466,7 @@ static apr_status_t go_on(ap_filter_t *f, rdma_filter_body *b,
     case RDMA_CONTENT_MORE:
         return ap_save_brigade(f, &b->kept, &bb, f->r->pool);
     case RDMA_CONTENT_ALL:
-        return b->content.taken > 0 ? pass_end(f, b, bb)
-                                    : pass_empty(f, b, bb);
+        return b->content.taken > 0 ? pass_end(f, b, bb) : pass_empty(f, b, bb);
     case RDMA_CONTENT_CHANGED:
         return pass_one_version(f, b, bb);
     case RDMA_CONTENT_WRONG:
@@ -660,8 +537,7 @@ static apr_status_t take(ap_filter_t *f, rdma_filter_body *b,
         drop_all(b, bb);
         return AP_FILTER_ERROR;
     }
-    return b->streaming ? stream_on(f, b, bb, result)
-                        : go_on(f, b, bb, result);
+    return b->streaming ? stream_on(f, b, bb, result) : go_on(f, b, bb, result);
 }
 
 static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
@@ -683,7 +559,7 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
         start_over(b);
         r->chunked = 0;
     }
-    if (has_error(bb, b->gathered > 0 || b->content.taken > 0)) {
+    if (rdma_response_has_error(bb, b->gathered > 0 || b->content.taken > 0)) {
         if (b->streaming) {
             return cut(f, b, bb, "the content broke off");
         }
@@ -704,6 +580,6 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
 
 void rdma_filter_register(void)
 {
-    our_filter = ap_register_output_filter("RDMA_BODY", output, NULL,
-                                           AP_FTYPE_PROTOCOL);
+    our_filter =
+        ap_register_output_filter("RDMA_BODY", output, NULL, AP_FTYPE_PROTOCOL);
 }
