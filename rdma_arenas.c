@@ -18,7 +18,7 @@ struct rdma_arenas {
     rdma_mem *mem;
     struct ibv_pd *pd;
     size_t max;
-    size_t bytes; /* of all of them */
+    size_t *bytes; /* of all of them, and of others */
     unsigned n;
     struct {
         rdma_mem_arena *arena;
@@ -26,7 +26,8 @@ struct rdma_arenas {
     } of[ARENAS];
 };
 
-rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max)
+rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max,
+                                size_t *bytes)
 {
     rdma_arenas *a = calloc(1, sizeof(*a));
 
@@ -34,13 +35,15 @@ rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max)
         a->mem = mem;
         a->pd = pd;
         a->max = max;
+        a->bytes = bytes;
     }
     return a;
 }
 
 static void drop(rdma_arenas *a, unsigned i)
 {
-    a->bytes -= rdma_mem_arena_bytes(a->of[i].arena);
+    __atomic_sub_fetch(a->bytes, rdma_mem_arena_bytes(a->of[i].arena),
+                       __ATOMIC_RELAXED);
     rdma_mem_arena_destroy(a->of[i].arena);
     a->of[i] = a->of[--a->n];
     rdma_count_sub(RDMA_COUNT_ArenasOpen, 1);
@@ -56,12 +59,19 @@ void rdma_arenas_destroy(rdma_arenas *a)
     }
 }
 
+/* 1: so many bytes more would be within the limit. Others count, too, meanwhile:
+ * it is held to within what comes at the same moment. */
+static int is_within(const rdma_arenas *a, size_t bytes)
+{
+    return __atomic_load_n(a->bytes, __ATOMIC_RELAXED) + bytes <= 2 * a->max;
+}
+
 /* Make room for one more of so many bytes, at the cost of idle ones. */
 static int make_room(rdma_arenas *a, size_t bytes)
 {
     unsigned i = 0;
 
-    while (i < a->n && (a->n == ARENAS || a->bytes + bytes > 2 * a->max)) {
+    while (i < a->n && (a->n == ARENAS || !is_within(a, bytes))) {
         if (rdma_mem_arena_idle(a->of[i].arena)) {
             drop(a, i);
         }
@@ -69,7 +79,7 @@ static int make_room(rdma_arenas *a, size_t bytes)
             i++;
         }
     }
-    return a->n < ARENAS && a->bytes + bytes <= 2 * a->max;
+    return a->n < ARENAS && is_within(a, bytes);
 }
 
 static int add(rdma_arenas *a, size_t bytes)
@@ -79,7 +89,8 @@ static int add(rdma_arenas *a, size_t bytes)
         return ENOMEM;
     }
     a->of[a->n].idle_since = rdma_conn_now();
-    a->bytes += rdma_mem_arena_bytes(a->of[a->n].arena);
+    __atomic_add_fetch(a->bytes, rdma_mem_arena_bytes(a->of[a->n].arena),
+                       __ATOMIC_RELAXED);
     a->n++;
     rdma_count_add(RDMA_COUNT_ArenasAttached, 1);
     rdma_count_add(RDMA_COUNT_ArenasOpen, 1);
@@ -146,10 +157,13 @@ void rdma_arenas_give(rdma_arenas *a, rdma_arenas_part *part)
 
 void rdma_arenas_drop_idle(rdma_arenas *a)
 {
-    (void)rdma_arenas_trim(a, RDMA_CONN_NEVER);
+    unsigned most = ARENAS;
+
+    (void)rdma_arenas_trim(a, RDMA_CONN_NEVER, &most);
 }
 
-rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now)
+rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now,
+                                unsigned *most)
 {
     rdma_conn_time next = RDMA_CONN_NEVER;
     unsigned i = 0;
@@ -160,8 +174,9 @@ rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now)
         if (!rdma_mem_arena_idle(a->of[i].arena)) {
             i++;
         }
-        else if (now >= until) {
+        else if (now >= until && *most > 0) {
             drop(a, i);
+            --*most;
         }
         else {
             next = until < next ? until : next;

@@ -23,9 +23,11 @@ typedef struct rdma_arenas_part {
     rdma_mem_arena *arena; /* that it lies in */
 } rdma_arenas_part;
 
-/* max: bytes of one arena; all of them together may be twice that. Nothing is
- * registered yet. NULL: no memory. */
-rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max);
+/* max: bytes of one arena; together those of all connections that count into
+ * *bytes (atomically; one client's) may have twice that. Nothing is registered
+ * yet. NULL: no memory. */
+rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max,
+                                size_t *bytes);
 /* Parts still live end here. */
 void rdma_arenas_destroy(rdma_arenas *a);
 
@@ -35,8 +37,10 @@ int rdma_arenas_take(rdma_arenas *a, size_t len, rdma_arenas_part *out);
 /* *part is all zero afterwards; one that is already is left alone. */
 void rdma_arenas_give(rdma_arenas *a, rdma_arenas_part *part);
 
-/* Give back what has been idle for long enough. Returns when to come again. */
-rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now);
+/* Give back what has been idle for long enough, *most arenas at most, which becomes
+ * less by what has gone. Returns when to come again. */
+rdma_conn_time rdma_arenas_trim(rdma_arenas *a, rdma_conn_time now,
+                                unsigned *most);
 
 /* Give back all that is idle: others need the memory. */
 void rdma_arenas_drop_idle(rdma_arenas *a);

@@ -27,7 +27,8 @@ rdma_body_set *rdma_body_set_create(rdma_conn *c, const rdma_body_conf *conf)
     set->conf = *conf;
     if (rdma_conn_kind(c) == RDMA_HDR_READ) {
         set->arenas =
-            rdma_arenas_create(conf->mem, rdma_conn_pd(c), conf->arena_max);
+            rdma_arenas_create(conf->mem, rdma_conn_pd(c), conf->arena_max,
+                               conf->arenas);
         if (!set->arenas) {
             free(set);
             return NULL;
@@ -134,6 +135,7 @@ void rdma_body_transit(rdma_body *b, body_state to, const char *why)
         b->set->live--;
     }
     count_lease(b, to);
+    b->spoken_of |= to == ACTIVE || to == SAID;
     b->state = to;
 }
 
@@ -160,6 +162,7 @@ void rdma_body_said(rdma_body *b, const char *why)
 {
     rdma_body_transit(b, SAID, why);
     b->revoked = b->aborted; /* then it has been asked for its last word */
+    b->renewed = b->consumed;
     b->deadline = b->aborted ? rdma_body_progress_deadline(b)
                              : rdma_conn_now() + b->set->conf.lease_timeout;
     b->set->conf.remind(b->set->conf.baton, b->deadline);
@@ -173,6 +176,7 @@ static void say_abort(rdma_body *b, rdma_hdr_abort reason)
     rdma_hdr_msg m = {
         .type = RDMA_HDR_ABORT, .id = b->id, .len = (uint32_t)reason};
 
+    b->spoken_of = 1;
     rdma_conn_say(b->set->conn, &m, NULL);
 }
 
@@ -334,6 +338,11 @@ int rdma_body_streamed(const rdma_body *b)
     return b->streamed;
 }
 
+int rdma_body_holds_worker(const rdma_body *b)
+{
+    return b->streamed || b->kind->holds_worker(b);
+}
+
 int rdma_body_stream(rdma_body *b)
 {
     int rc;
@@ -416,9 +425,9 @@ uint32_t rdma_body_abandon(rdma_body *b, rdma_hdr_abort why)
     uint32_t posted;
 
     rdma_conn_lock(c);
-    /* The client may have ended an id for which nothing was posted: it has got
+    /* The client may have ended an id for which nothing was written: it has got
      * our ABORT, so the head must name the connection all the same. */
-    posted = b->state == RESERVED ? 0 : rdma_conn_number(c);
+    posted = b->spoken_of ? rdma_conn_number(c) : 0;
     rdma_count_add(RDMA_COUNT_StreamsCut, b->head_out != 0);
     if (b->state == RESERVED) {
         rdma_body_transit(b, CLOSED, "nothing was posted");
@@ -455,6 +464,17 @@ static void peer_last_word(rdma_body *b, const char *what)
     rdma_body_settle(b);
 }
 
+/* Progress counts in steps here, too: one byte now and then holds no lease. */
+static void renew_lease(rdma_body *b)
+{
+    if (b->state == SAID && !b->revoked
+        && (b->consumed - b->renewed >= QUANTUM
+            || b->consumed == b->announced)) {
+        b->renewed = b->consumed;
+        b->deadline = rdma_conn_now() + b->set->conf.lease_timeout;
+    }
+}
+
 static int consumed(rdma_body *b, const rdma_hdr_msg *m)
 {
     int fin = (m->flags & RDMA_HDR_FIN) != 0;
@@ -472,9 +492,7 @@ static int consumed(rdma_body *b, const rdma_hdr_msg *m)
     }
     if (m->bytes > b->consumed) {
         b->consumed = m->bytes;
-        if (b->state == SAID && !b->revoked) {
-            b->deadline = rdma_conn_now() + b->set->conf.lease_timeout;
-        }
+        renew_lease(b);
         rdma_conn_wake(b->set->conn); /* a stream may wait for room */
     }
     if (fin) {
@@ -517,7 +535,8 @@ void rdma_body_closed(rdma_body_set *set)
     rdma_conn_wake(set->conn);
 }
 
-rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now)
+rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now,
+                                unsigned *trims)
 {
     rdma_conn_time next = RDMA_CONN_NEVER;
     rdma_conn_time trim;
@@ -555,6 +574,7 @@ rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now)
             next = b->deadline;
         }
     }
-    trim = set->arenas ? rdma_arenas_trim(set->arenas, now) : RDMA_CONN_NEVER;
+    trim = set->arenas ? rdma_arenas_trim(set->arenas, now, trims)
+                       : RDMA_CONN_NEVER;
     return trim < next ? trim : next;
 }

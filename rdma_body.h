@@ -44,6 +44,8 @@ typedef struct rdma_body_conf {
     rdma_mem *mem;       /* pays for the arena */
     rdma_mem_pool *pool; /* write kind: the device's; NULL: no memory for it */
     size_t arena_max;    /* bytes: read kind: the largest arena */
+    size_t *arenas;      /* bytes: read kind: what counts against twice that
+                          * together; atomic */
     rdma_conn_time timeout;       /* progress, microseconds */
     rdma_conn_time lease_timeout; /* without CONSUMED progress */
     /* The progress thread is to call rdma_body_expire() at `when`, if it would
@@ -87,6 +89,9 @@ int rdma_body_commit(rdma_body *b, size_t n);
 int rdma_body_flush(rdma_body *b);
 
 int rdma_body_streamed(const rdma_body *b);
+/* 1: its worker goes at the client's pace, and is to be counted: a stream, or what
+ * is written and larger than the blocks that it has. */
+int rdma_body_holds_worker(const rdma_body *b);
 
 /* A body that would go whole is to go as a stream, because its source pauses.
  * 0, or -1: the window is too small for that, or the connection failed, which
@@ -116,7 +121,9 @@ void rdma_body_reclaim(rdma_body_set *set);
 int rdma_body_message(rdma_body_set *set, const rdma_hdr_msg *m);
 void rdma_body_closed(rdma_body_set *set);
 /* [connection locked] See to leases: revoke one that has run out, close a
- * connection that does not answer. Returns the next deadline. */
-rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now);
+ * connection that does not answer. Give back *trims idle arenas at most, which
+ * becomes less by those. Returns the next deadline. */
+rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now,
+                                unsigned *trims);
 
 #endif /* RDMA_BODY_H */

@@ -38,6 +38,7 @@ typedef struct body_kind {
     int (*commit)(rdma_body *b);                /* takes the lock itself */
     int (*flush)(rdma_body *b);
     int (*stream)(rdma_body *b);
+    int (*holds_worker)(const rdma_body *b); /* when it is no stream */
     int (*finish)(rdma_body *b);
     void (*describe)(const rdma_body *b, rdma_hdr_response *head);
     void (*head_out)(rdma_body *b);  /* the head has been made */
@@ -71,6 +72,8 @@ struct rdma_body {
     unsigned flying;    /* work requests that the device has */
     uint64_t announced; /* bytes that the client may take */
     uint64_t consumed;
+    uint64_t renewed;   /* what was consumed when the lease was renewed */
+    int spoken_of;      /* something was, or may have been, posted for it */
     rdma_conn_time deadline; /* SAID: for the client's last word */
     int revoked;             /* the deadline has passed once */
     int leased;              /* the client has memory of ours */

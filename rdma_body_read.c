@@ -146,6 +146,13 @@ static int become_stream(rdma_body *b)
     return 0;
 }
 
+/* Where the client reads, and when, is nothing to the worker. */
+static int holds_worker(const rdma_body *b)
+{
+    (void)b;
+    return 0;
+}
+
 static int commit(rdma_body *b)
 {
     rdma_conn *c = b->set->conn;
@@ -170,13 +177,12 @@ static int finish(rdma_body *b)
         rdma_body_said(b, "lease");
         return 0;
     }
+    /* SAID first: what has come already is dealt with if saying it fails. */
+    rdma_body_said(b, "OFFER fin");
     if (offer(b, RDMA_HDR_FIN)) {
         return -1;
     }
-    if (b->state == ACTIVE) {
-        rdma_body_said(b, "OFFER fin");
-    }
-    return 0;
+    return b->state == CLOSED && !b->taken ? -1 : 0;
 }
 
 static void describe(const rdma_body *b, rdma_hdr_response *head)
@@ -205,6 +211,7 @@ const body_kind rdma_body_read_kind = {.reserve = reserve,
                                        .commit = commit,
                                        .flush = flush,
                                        .stream = become_stream,
+                                       .holds_worker = holds_worker,
                                        .finish = finish,
                                        .describe = describe,
                                        .head_out = head_out,

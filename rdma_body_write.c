@@ -154,6 +154,7 @@ static int write_block(rdma_body *b)
         || w.rc) {
         return -1;
     }
+    b->spoken_of = 1; /* the connection may have been closed for it */
     if (b->state == RESERVED) {
         rdma_body_transit(b, ACTIVE, "first WRITE");
     }
@@ -189,6 +190,11 @@ static int become_stream(rdma_body *b)
     limit_blocks(b);
     b->head_due = 1;
     return 0;
+}
+
+static int holds_worker(const rdma_body *b)
+{
+    return b->total > b->nblocks * b->block_len;
 }
 
 static int flush(rdma_body *b)
@@ -272,6 +278,7 @@ const body_kind rdma_body_write_kind = {.reserve = reserve,
                                         .commit = commit,
                                         .flush = flush,
                                         .stream = become_stream,
+                                        .holds_worker = holds_worker,
                                         .finish = finish,
                                         .describe = describe,
                                         .head_out = head_out,

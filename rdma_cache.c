@@ -16,6 +16,7 @@
 
 #define SILENCE   5000000 /* us: a connection silent for so long is asked */
 #define STOP_REFS 1000000 /* us: how long stopping waits for workers */
+#define QUEUE_TIMES 2     /* connect timeouts that one may wait for its turn */
 
 /* ---- small things ------------------------------------------------------ */
 
@@ -54,22 +55,56 @@ void rdma_cache_remind(rdma_cache *cache, rdma_conn_time when)
     }
 }
 
-int rdma_cache_same_client(const endpoint *a, const endpoint *b)
+/* ---- slots ------------------------------------------------------------- */
+
+static const char *slot_state_name(slot_state s)
 {
-    return a->key.family == b->key.family && a->key.scope == b->key.scope
-           && memcmp(a->key.addr, b->key.addr, sizeof(a->key.addr)) == 0;
+    static const char *const names[] = {"NEW", "QUEUED", "CONNECTING", "READY",
+                                        "DEAD"};
+
+    return names[s];
 }
 
-void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why)
+/* What is so while a slot is in a state, on entering (+1) and on leaving (-1). */
+static void count_state(rdma_cache_slot *slot, slot_state s, int by)
+{
+    void (*count)(rdma_count_id id, uint64_t n) =
+        by > 0 ? rdma_count_add : rdma_count_sub;
+
+    if (s == QUEUED) {
+        count(RDMA_COUNT_ConnectsQueued, 1);
+    }
+    else if (s == CONNECTING) {
+        count(RDMA_COUNT_ConnectsInFlight, 1);
+        slot->ep->client->connecting += (unsigned)by;
+    }
+}
+
+void rdma_slot_transit(rdma_cache_slot *slot, slot_state to, const char *why)
+{
+    rdma_cache *cache = slot->cache;
+
+    rdma_cache_say(cache, LEVEL_DEBUG, MSG_SLOT,
+                   "slot for port %u (%s): %s -- %s --> %s",
+                   ntohs((uint16_t)slot->ep->key.port),
+                   rdma_hdr_kind_name(slot->kind), slot_state_name(slot->state),
+                   why, slot_state_name(to));
+    count_state(slot, slot->state, -1);
+    slot->state = to;
+    count_state(slot, to, 1);
+    pthread_cond_broadcast(&cache->changed);
+}
+
+void rdma_slot_bury(rdma_cache_slot *slot, rdma_hdr_declined declined,
+                    const char *why)
 {
     unsigned k = slot->kind - 1u;
 
-    slot->state = DEAD;
-    slot->failure = why;
+    rdma_slot_transit(slot, DEAD, why);
+    slot->failure = declined;
     if (slot->ep->current[k] == slot) {
         slot->ep->current[k] = NULL;
     }
-    pthread_cond_broadcast(&slot->cache->changed);
     pthread_cond_signal(&slot->cache->died);
 }
 
@@ -95,6 +130,7 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
     cache->conf = *conf;
     cache->next_scan = RDMA_CONN_NEVER;
     cache->endpoints = apr_hash_make(pchild);
+    cache->clients = apr_hash_make(pchild);
     APR_RING_INIT(&cache->all_endpoints, endpoint, link);
     cache->mem = rdma_mem_create(conf->memory);
     cache->events = rdma_create_event_channel();
@@ -123,6 +159,7 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
     pthread_cond_init(&cache->changed, &attr);
     pthread_cond_init(&cache->queued, NULL);
     pthread_cond_init(&cache->died, NULL);
+    pthread_cond_init(&cache->pool_came, NULL);
     pthread_condattr_destroy(&attr);
     *out = cache;
     return APR_SUCCESS;
@@ -130,116 +167,16 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
 
 /* ---- workers ----------------------------------------------------------- */
 
-static void make_key(const rdma_cache_target *t, endpoint_key *key)
-{
-    memset(key, 0, sizeof(*key));
-    memcpy(key->token, t->token, sizeof(key->token));
-    key->family = t->remote.ss_family;
-    if (t->remote.ss_family == AF_INET6) {
-        struct sockaddr_in6 in6;
-
-        memcpy(&in6, &t->remote, sizeof(in6));
-        memcpy(key->addr, &in6.sin6_addr, sizeof(in6.sin6_addr));
-        key->scope = in6.sin6_scope_id;
-        key->port = in6.sin6_port;
-    }
-    else {
-        struct sockaddr_in in4;
-
-        memcpy(&in4, &t->remote, sizeof(in4));
-        memcpy(key->addr, &in4.sin_addr, sizeof(in4.sin_addr));
-        key->port = in4.sin_port;
-    }
-}
-
-/* [cache locked] */
-static void forget(rdma_cache *cache, endpoint *ep)
-{
-    apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), NULL);
-    APR_RING_REMOVE(ep, link);
-    cache->nendpoints--;
-    free(ep);
-}
-
-void rdma_cache_forget(rdma_cache *cache, rdma_conn_time now,
-                       rdma_conn_time *next)
-{
-    endpoint *ep = APR_RING_FIRST(&cache->all_endpoints);
-
-    while (ep != APR_RING_SENTINEL(&cache->all_endpoints, endpoint, link)) {
-        endpoint *later = APR_RING_NEXT(ep, link);
-        rdma_conn_time until = ep->used + RDMA_CACHE_MEMORY;
-
-        if (ep->slots == 0 && now >= until) {
-            forget(cache, ep);
-        }
-        else if (now < until) { /* and so are all after it */
-            *next = until < *next ? until : *next;
-            return;
-        }
-        ep = later;
-    }
-}
-
-/* [cache locked] One more: the one that was used least recently makes room. */
-static endpoint *add_endpoint(rdma_cache *cache, const endpoint_key *key)
-{
-    endpoint *ep = APR_RING_FIRST(&cache->all_endpoints);
-
-    while (cache->nendpoints >= RDMA_CACHE_ENDPOINTS
-           && ep != APR_RING_SENTINEL(&cache->all_endpoints, endpoint, link)) {
-        endpoint *later = APR_RING_NEXT(ep, link);
-
-        if (ep->slots == 0) {
-            forget(cache, ep);
-        }
-        ep = later;
-    }
-    ep = calloc(1, sizeof(*ep));
-    if (ep) {
-        ep->key = *key;
-        APR_RING_INSERT_TAIL(&cache->all_endpoints, ep, endpoint, link);
-        cache->nendpoints++;
-        apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), ep);
-    }
-    return ep;
-}
-
-/* [cache locked] */
-static void touch(rdma_cache *cache, endpoint *ep)
-{
-    ep->used = rdma_conn_now();
-    APR_RING_REMOVE(ep, link);
-    APR_RING_INSERT_TAIL(&cache->all_endpoints, ep, endpoint, link);
-}
-
-/* [cache locked] NULL: no memory. */
-static endpoint *get_endpoint(rdma_cache *cache, const rdma_cache_target *t)
-{
-    endpoint_key key;
-    endpoint *ep;
-
-    make_key(t, &key);
-    ep = apr_hash_get(cache->endpoints, &key, sizeof(key));
-    if (!ep) {
-        ep = add_endpoint(cache, &key);
-    }
-    if (ep) {
-        touch(cache, ep);
-    }
-    return ep;
-}
-
 /* [cache locked] Close the connection that has been idle for the longest time,
  * of this client or (NULL) of any. 1: one was closed. */
-static int evict(rdma_cache *cache, const endpoint *client)
+static int evict(rdma_cache *cache, const client *who)
 {
     rdma_cache_slot *oldest = NULL;
     rdma_cache_slot *s;
 
     for (s = cache->slots; s; s = s->next) {
         if (s->state == READY && s->refs == 0
-            && (!client || rdma_cache_same_client(s->ep, client))
+            && (!who || s->ep->client == who)
             && (!oldest || s->used < oldest->used)) {
             unsigned live;
 
@@ -257,13 +194,13 @@ static int evict(rdma_cache *cache, const endpoint *client)
     rdma_conn_lock(oldest->conn);
     rdma_conn_close(oldest->conn, RDMA_CONN_CAUSE_EVICTED);
     rdma_conn_unlock(oldest->conn);
-    rdma_cache_bury(oldest, RDMA_HDR_BUSY);
+    rdma_slot_bury(oldest, RDMA_HDR_BUSY, "evicted");
     return 1;
 }
 
 /* [cache locked] 1: one more connection for this client is within the limits.
  * Connections that are being taken apart do not count. */
-static int within_limits(rdma_cache *cache, const endpoint *client)
+static int within_limits(rdma_cache *cache, const client *who)
 {
     const rdma_cache_slot *s;
     unsigned all = 0;
@@ -272,11 +209,11 @@ static int within_limits(rdma_cache *cache, const endpoint *client)
     for (s = cache->slots; s; s = s->next) {
         if (s->state != DEAD) {
             all++;
-            own += rdma_cache_same_client(s->ep, client) != 0;
+            own += s->ep->client == who;
         }
     }
     if (own >= cache->conf.max_connections_per_client) {
-        return evict(cache, client); /* which makes room in both */
+        return evict(cache, who); /* which makes room in both */
     }
     return all < cache->conf.max_connections || evict(cache, NULL);
 }
@@ -289,12 +226,12 @@ static rdma_cache_slot *start_connect(rdma_cache *cache, endpoint *ep,
     rdma_cache_slot *slot;
     unsigned k = t->kind - 1u;
 
-    *why = RDMA_HDR_CONNECT;
+    *why = ep->failure[k];
     if (rdma_conn_now() < ep->retry_at[k]) {
         return NULL;
     }
     *why = RDMA_HDR_BUSY;
-    if (!within_limits(cache, ep)) {
+    if (!within_limits(cache, ep->client)) {
         return NULL;
     }
     slot = calloc(1, sizeof(*slot));
@@ -307,35 +244,34 @@ static rdma_cache_slot *start_connect(rdma_cache *cache, endpoint *ep,
     slot->kind = t->kind;
     slot->local = t->local;
     slot->remote = t->remote;
-    slot->state = QUEUED;
-    slot->deadline = rdma_conn_now() + cache->conf.connect_timeout;
+    slot->deadline =
+        rdma_conn_now() + QUEUE_TIMES * cache->conf.connect_timeout;
     slot->next = cache->slots;
     cache->slots = slot;
-    rdma_count_add(RDMA_COUNT_ConnectsQueued, 1);
     ep->slots++;
     ep->current[k] = slot;
+    rdma_slot_transit(slot, QUEUED, "somebody asks for it");
     rdma_cache_remind(cache, slot->deadline);
     pthread_cond_signal(&cache->queued);
     return slot;
 }
 
-rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
-                                    const rdma_cache_target *t,
-                                    rdma_hdr_declined *why)
+/* [cache locked] The slot, which may have been there before; NULL with *why. */
+static rdma_cache_slot *get_slot(rdma_cache *cache, const rdma_cache_target *t,
+                                 rdma_hdr_declined *why)
 {
-    rdma_cache_slot *slot = NULL;
+    rdma_cache_slot *slot;
     endpoint *ep;
 
     *why = RDMA_HDR_BUSY;
-    pthread_mutex_lock(&cache->lock);
     if (cache->stopping || cache->refused
         || (!cache->started && rdma_progress_start(cache))) {
-        goto out;
+        return NULL;
     }
-    ep = get_endpoint(cache, t);
+    ep = rdma_endpoint_get(cache, t);
     if (!ep) {
         *why = RDMA_HDR_MEMORY;
-        goto out;
+        return NULL;
     }
     slot = ep->current[t->kind - 1u];
     if (slot && slot->state == READY) {
@@ -345,21 +281,36 @@ rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
         open = rdma_conn_state_get(slot->conn) == RDMA_CONN_OPEN;
         rdma_conn_unlock(slot->conn);
         if (!open) {
-            rdma_cache_bury(slot, RDMA_HDR_CONNECT);
+            rdma_slot_bury(slot, RDMA_HDR_CONNECT, "its connection is closed");
             slot = NULL;
         }
     }
+    return slot ? slot : start_connect(cache, ep, t, why);
+}
+
+void rdma_cache_prepare(rdma_cache *cache, const rdma_cache_target *t)
+{
+    rdma_hdr_declined why;
+
+    pthread_mutex_lock(&cache->lock);
+    (void)get_slot(cache, t, &why);
+    pthread_mutex_unlock(&cache->lock);
+}
+
+rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
+                                    const rdma_cache_target *t,
+                                    rdma_hdr_declined *why)
+{
+    rdma_cache_slot *slot;
+
+    pthread_mutex_lock(&cache->lock);
+    slot = get_slot(cache, t, why);
     if (slot) {
-        rdma_count_add(RDMA_COUNT_ConnectionsReused, 1);
-    }
-    else {
-        slot = start_connect(cache, ep, t, why);
-    }
-    if (slot) {
+        rdma_count_add(RDMA_COUNT_ConnectionsReused, slot->acquired != 0);
+        slot->acquired = 1;
         slot->refs++;
         *why = RDMA_HDR_NOT_DECLINED;
     }
-out:
     pthread_mutex_unlock(&cache->lock);
     return slot;
 }
@@ -376,7 +327,8 @@ static int has_spoken(void *arg)
     return rdma_conn_heard(s->conn) > s->since;
 }
 
-/* siw never reports a peer that has stopped: ask one that has been silent. */
+/* siw never reports a peer that has stopped: ask one that has been silent. 1: it
+ * may be used. */
 static int answers(rdma_cache_slot *slot)
 {
     rdma_conn *c = slot->conn;
@@ -393,8 +345,12 @@ static int answers(rdma_cache_slot *slot)
         if (rdma_conn_ping(c)
             || rdma_conn_wait(c, has_spoken, &s,
                               now + slot->cache->conf.connect_timeout)) {
-            rdma_conn_close(c, RDMA_CONN_CAUSE_TIMEOUT);
             rc = -1;
+        }
+        /* What is under way may be what the answer has to wait for: it has
+         * deadlines of its own. */
+        if (rc && rdma_body_set_live(slot->set) == 0) {
+            rdma_conn_close(c, RDMA_CONN_CAUSE_TIMEOUT);
         }
     }
     rdma_conn_unlock(c);
@@ -445,74 +401,13 @@ rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out)
     return why;
 }
 
-/* [cache locked] The connection on which this id is not closed, or 0. */
-static uint32_t runs_on(const endpoint *ep, uint32_t id)
-{
-    uint32_t conn = 0;
-    int k;
-
-    for (k = 0; k < 2; k++) {
-        const rdma_cache_slot *s = ep->current[k];
-
-        if (s && s->state == READY) {
-            rdma_conn_lock(s->conn);
-            if (rdma_body_set_has(s->set, id)) {
-                conn = rdma_conn_number(s->conn);
-            }
-            rdma_conn_unlock(s->conn);
-        }
-    }
-    return conn;
-}
-
-/* [cache locked] Make id the newest; what falls out of the window is
- * forgotten. */
-static void advance_ids(endpoint *ep, uint32_t id)
-{
-    uint32_t i;
-
-    if (id - ep->newest >= RDMA_CACHE_IDS) {
-        memset(ep->ids, 0, sizeof(ep->ids));
-    }
-    else {
-        for (i = ep->newest + 1; i <= id; i++) {
-            ep->ids[i % RDMA_CACHE_IDS / 8] &= (uint8_t) ~(1u << (i % 8));
-        }
-    }
-    ep->newest = id;
-}
-
-int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id, uint32_t *conn)
-{
-    rdma_cache *cache = slot->cache;
-    endpoint *ep = slot->ep;
-    uint8_t *byte = &ep->ids[id % RDMA_CACHE_IDS / 8];
-    uint8_t bit = (uint8_t)(1u << (id % 8));
-    int first = 0;
-
-    *conn = 0;
-    pthread_mutex_lock(&cache->lock);
-    if (id > ep->newest) {
-        advance_ids(ep, id);
-    }
-    if (ep->newest - id < RDMA_CACHE_IDS && !(*byte & bit)) {
-        *byte |= bit;
-        first = 1;
-    }
-    else {
-        *conn = runs_on(ep, id);
-    }
-    pthread_mutex_unlock(&cache->lock);
-    return first;
-}
-
 void rdma_cache_release(rdma_cache_slot *slot)
 {
     rdma_cache *cache = slot->cache;
 
     pthread_mutex_lock(&cache->lock);
     slot->refs--;
-    touch(cache, slot->ep);
+    rdma_endpoint_touch(cache, slot->ep);
     slot->used = slot->ep->used;
     if (slot->refs == 0 && slot->state == DEAD) {
         pthread_cond_signal(&cache->died);
@@ -609,14 +504,13 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     }
     pthread_mutex_unlock(&cache->lock);
     rdma_progress_join(cache);
-    while (!APR_RING_EMPTY(&cache->all_endpoints, endpoint, link)) {
-        forget(cache, APR_RING_FIRST(&cache->all_endpoints));
-    }
+    rdma_endpoint_forget_all(cache);
     rdma_device_free_all(cache);
     rdma_destroy_event_channel(cache->events);
     close(cache->wake_fd);
     rdma_mem_destroy(cache->mem);
     rdma_count_sub(RDMA_COUNT_MemoryLimit, cache->conf.memory);
+    pthread_cond_destroy(&cache->pool_came);
     pthread_cond_destroy(&cache->died);
     pthread_cond_destroy(&cache->queued);
     pthread_cond_destroy(&cache->changed);

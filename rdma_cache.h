@@ -70,14 +70,18 @@ typedef struct rdma_cache_target {
 } rdma_cache_target;
 
 /* Get the slot, and start to connect if it is not connected. Does not block.
- * NULL: *why is BUSY (a limit, no free connector, stopping) or CONNECT (this
- * endpoint failed a short while ago). */
+ * NULL: *why is BUSY (a limit, stopping), MEMORY, or why this endpoint failed a
+ * short while ago (CONNECT, DEVICE). */
 rdma_cache_slot *rdma_cache_acquire(rdma_cache *cache,
                                     const rdma_cache_target *target,
                                     rdma_hdr_declined *why);
 
+/* The same for a request that will acquire soon, if at all: starts to connect,
+ * and holds nothing meanwhile. */
+void rdma_cache_prepare(rdma_cache *cache, const rdma_cache_target *target);
+
 /* Wait until the slot is connected, RdmaConnectTimeout after the connect began
- * at most, and as long again if it had to wait for a connector.
+ * at most, and twice as long before if it had to wait for a connector.
  * RDMA_HDR_NOT_DECLINED with *out (valid until release), or why not: CONNECT,
  * DEVICE, MEMORY, BUSY. */
 rdma_hdr_declined rdma_cache_wait(rdma_cache_slot *slot, rdma_body_set **out);

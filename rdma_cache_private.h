@@ -2,7 +2,8 @@
  * SPDX-License-Identifier: Apache-2.0
  *
  * The inside of a child's cache, for the files that share it: rdma_cache.c (what
- * workers call, limits, start and stop), rdma_progress.c (the threads) and
+ * workers call, slots, limits, start and stop), rdma_endpoint.c (whom we know),
+ * rdma_connector.c (making connections), rdma_progress.c (the other threads) and
  * rdma_device.c (what is kept per device). Nobody else includes this.
  */
 #ifndef RDMA_CACHE_PRIVATE_H
@@ -19,6 +20,7 @@
 
 #define RDMA_CACHE_CONNECTORS  8
 #define RDMA_CACHE_PER_CLIENT  4 /* connects in flight to one address */
+#define RDMA_CACHE_SUSPECTS    4 /* ... to all that did not answer last time */
 #define RDMA_CACHE_DEVICES     16
 #define RDMA_CACHE_IDS         1024  /* behind the newest that are remembered */
 #define RDMA_CACHE_ENDPOINTS   8192  /* that are remembered */
@@ -37,23 +39,39 @@ enum {
     MSG_POOL_SMALL = 54,     /* RDMA0054 */
     MSG_THREADS = 55,        /* RDMA0055 */
     MSG_STUCK = 56,          /* RDMA0056 */
-    MSG_DEVICE = 57          /* RDMA0057 */
+    MSG_DEVICE = 57,         /* RDMA0057 */
+    MSG_SLOT = 58            /* RDMA0058 a slot's state */
 };
 
-typedef struct endpoint_key {
+typedef struct client_key {
     uint8_t addr[16];
     uint32_t scope;
-    uint16_t port;
-    uint16_t family;
+    uint32_t family;
+} client_key;
+
+/* An address; known as long as one of its endpoints is. */
+typedef struct client {
+    client_key key;
+    unsigned endpoints;
+    unsigned connecting; /* slots CONNECTING */
+    int suspect;         /* its last connect was not answered at all */
+    size_t arenas;       /* bytes, of all its connections; atomic */
+} client;
+
+typedef struct endpoint_key {
+    client_key client;
+    uint32_t port; /* in network order */
     uint8_t token[RDMA_HDR_TOKEN_LEN];
 } endpoint_key;
 
 typedef struct endpoint {
     APR_RING_ENTRY(endpoint) link; /* the cache's ring, last used last */
     endpoint_key key;
+    client *client;
     rdma_cache_slot *current[2]; /* by kind - 1; NULL: not connected */
     rdma_conn_time retry_at[2];
     rdma_conn_time backoff[2];
+    rdma_hdr_declined failure[2]; /* until then */
     rdma_conn_time used;
     unsigned slots; /* that point to us, current or not */
     uint32_t newest;
@@ -61,8 +79,8 @@ typedef struct endpoint {
 } endpoint;
 
 /* QUEUED -> CONNECTING (a connector has it) -> READY -> DEAD, where the undertaker
- * finds it; DEAD from anywhere. */
-typedef enum slot_state { QUEUED, CONNECTING, READY, DEAD } slot_state;
+ * finds it; DEAD from anywhere. NEW only while it is made. */
+typedef enum slot_state { NEW, QUEUED, CONNECTING, READY, DEAD } slot_state;
 
 struct device;
 
@@ -78,7 +96,8 @@ struct rdma_cache_slot {
     /* under the cache's lock */
     slot_state state;
     unsigned refs;           /* workers that hold it */
-    rdma_conn_time deadline; /* of the connect */
+    int acquired;            /* by one at least, ever */
+    rdma_conn_time deadline; /* of the queue, then of the connect */
     rdma_conn_time used;
     rdma_hdr_declined failure; /* DEAD before it was READY */
     rdma_conn_time nudge_at;   /* READY, until the client has spoken */
@@ -96,6 +115,8 @@ typedef struct device {
     struct ibv_context *context; /* NULL: a free entry */
     struct ibv_pd *pd;           /* write kind: no remote rights in it */
     rdma_mem_pool *pool;
+    int pool_coming;   /* a connector registers it, unlocked */
+    int pool_was_said; /* that there is none, or a small one */
     struct ibv_comp_channel *channel;
     struct ibv_cq *guard; /* see rdma_siw */
     struct rdma_cm_id *watch;
@@ -107,6 +128,7 @@ typedef struct device {
 struct rdma_cache {
     rdma_cache_conf conf;
     apr_hash_t *endpoints; /* endpoint_key -> endpoint */
+    apr_hash_t *clients;   /* client_key -> client */
     rdma_mem *mem;
     struct rdma_event_channel *events;
     int wake_fd;
@@ -133,6 +155,7 @@ struct rdma_cache {
     rdma_conn_time next_scan; /* atomic */
 
     pthread_mutex_t device_lock; /* a leaf */
+    pthread_cond_t pool_came;    /* or failed to */
     device devices[RDMA_CACHE_DEVICES];
 };
 
@@ -145,17 +168,35 @@ void rdma_cache_say(const rdma_cache *cache, int level, int id, const char *fmt,
 void rdma_cache_remind(rdma_cache *cache, rdma_conn_time when);
 void rdma_cache_wake(rdma_cache *cache);
 
-/* 1: the same client address. */
-int rdma_cache_same_client(const endpoint *a, const endpoint *b);
-
-/* [cache locked] Forget endpoints that nobody has used for a while: which ids they
- * have used, and that they could not be reached. */
-void rdma_cache_forget(rdma_cache *cache, rdma_conn_time now,
-                       rdma_conn_time *next);
+/* [cache locked] The only place where a slot's state changes, is counted and
+ * logged. */
+void rdma_slot_transit(rdma_cache_slot *slot, slot_state to, const char *why);
 
 /* [cache locked] A slot that will never be, or no longer is, of use. The
  * undertaker hangs up, and takes it apart when no worker holds it. */
-void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why);
+void rdma_slot_bury(rdma_cache_slot *slot, rdma_hdr_declined declined,
+                    const char *why);
+
+/* ---- rdma_endpoint.c: all [cache locked] -------------------------------- */
+
+/* The endpoint that this names, made if need be, used now. NULL: no memory. */
+endpoint *rdma_endpoint_get(rdma_cache *cache, const rdma_cache_target *t);
+void rdma_endpoint_touch(rdma_cache *cache, endpoint *ep);
+
+/* Forget those that nobody has used for a while: which ids they have used, and
+ * that they could not be reached. */
+void rdma_endpoint_forget(rdma_cache *cache, rdma_conn_time now,
+                          rdma_conn_time *next);
+void rdma_endpoint_forget_all(rdma_cache *cache);
+
+/* Leave it alone for a while: for a longer one each time, or (soon) a short one. */
+void rdma_endpoint_back_off(endpoint *ep, rdma_hdr_kind kind,
+                            rdma_hdr_declined why, int soon);
+void rdma_endpoint_has_answered(endpoint *ep, rdma_hdr_kind kind);
+
+/* ---- rdma_connector.c -------------------------------------------------- */
+
+void *rdma_connector_main(void *cache);
 
 /* ---- rdma_device.c ----------------------------------------------------- */
 
@@ -163,13 +204,17 @@ void rdma_cache_bury(rdma_cache_slot *slot, rdma_hdr_declined why);
 struct ibv_comp_channel *rdma_device_channel(void *baton,
                                              struct ibv_context *context);
 struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context);
+/* The pool that the domain came with, or NULL. */
+rdma_mem_pool *rdma_device_pool(rdma_cache_slot *slot);
 /* The slot has no connection any more. */
 void rdma_device_unuse(rdma_cache_slot *slot);
+/* The slot's connect has met a device that is being removed. */
+void rdma_device_is_leaving(rdma_cache_slot *slot);
 
 /* The progress thread: what it is to poll, RDMA_CACHE_DEVICES at most. Returns
- * how many. */
+ * how many; *left: the undertaker is to be told of a device. */
 unsigned rdma_device_poll_set(rdma_cache *cache, struct pollfd *fds,
-                              struct ibv_comp_channel *channels[]);
+                              struct ibv_comp_channel *channels[], int *left);
 /* 1: the event was a device's, no connection's. */
 int rdma_device_event(rdma_cache *cache, const struct rdma_cm_event *event);
 

@@ -228,7 +228,11 @@ static int post_message(rdma_conn *c, rdma_conn_slot *slot)
     return ibv_post_send(c->id->qp, &wr, &bad);
 }
 
-/* Send what the credits allow; when nothing is queued, return credits. */
+/* Send what the credits allow; when nothing is queued, return credits.
+ *
+ * A post that the device refuses may complete all the same, flushed: siw's
+ * library has queued it before the doorbell fails. So it is in flight, until it
+ * has completed or the QP is gone, on a connection that is lost. */
 static void flush(rdma_conn *c)
 {
     while (usable(c) && c->qlen > 0 && rdma_credit_may_send(&c->credit)) {
@@ -259,7 +263,6 @@ static void flush(rdma_conn *c)
                  (unsigned long long)q->msg.bytes,
                  q->msg.flags & RDMA_HDR_FIN ? " fin" : "");
         if (post_message(c, slot)) {
-            inflight_done(c, &slot->wr, 0);
             rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
         }
     }
@@ -335,7 +338,6 @@ static int post_data(rdma_conn *c, rdma_conn_wr *wr, enum ibv_wr_opcode opcode,
                               .opcode = opcode,
                               .send_flags = IBV_SEND_SIGNALED};
     struct ibv_send_wr *bad;
-    int rc;
 
     if (!usable(c)) {
         return ENOTCONN;
@@ -346,14 +348,12 @@ static int post_data(rdma_conn *c, rdma_conn_wr *wr, enum ibv_wr_opcode opcode,
     }
     swr.wr.rdma.remote_addr = to;
     swr.wr.rdma.rkey = stag;
-    rc = ibv_post_send(c->id->qp, &swr, &bad);
-    if (rc) {
-        rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
-        return rc;
-    }
     inflight_add(c, wr);
     c->ndata++;
     c->nreads += opcode == IBV_WR_RDMA_READ;
+    if (ibv_post_send(c->id->qp, &swr, &bad)) { /* as in flush() */
+        rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
+    }
     return 0;
 }
 
@@ -456,8 +456,6 @@ void rdma_conn_wake(rdma_conn *c)
 /* Returns 0, or -1 with *why: the peer broke the protocol. */
 static int dispatch(rdma_conn *c, const rdma_hdr_msg *m)
 {
-    rdma_hdr_msg pong = {.type = RDMA_HDR_PONG};
-
     say_line(c, LEVEL_TRACE, "%s: < %s id %u bytes %llu%s", c->name,
              rdma_hdr_type_name(m->type), m->id, (unsigned long long)m->bytes,
              m->flags & RDMA_HDR_FIN ? " fin" : "");
@@ -475,13 +473,9 @@ static int dispatch(rdma_conn *c, const rdma_hdr_msg *m)
     case RDMA_HDR_HELLO:
         return -1;
     case RDMA_HDR_PING:
-        /* One queued PONG answers any number of PINGs: the queue cannot be
-         * filled by a peer that pings without returning credits. */
-        if (c->qlen == 0
-            || c->queue[(c->qhead + c->qlen - 1) % RDMA_CONN_QUEUE].msg.type
-                   != RDMA_HDR_PONG) {
-            rdma_conn_say(c, &pong, NULL);
-        }
+        /* Later: the answer returns credits, and a peer that pings as fast as
+         * we answer would keep us here. */
+        c->pong_due = 1;
         return 0;
     case RDMA_HDR_PONG:
         rdma_conn_wake(c); /* somebody may have asked */
@@ -489,6 +483,21 @@ static int dispatch(rdma_conn *c, const rdma_hdr_msg *m)
     default:
         return c->handler->message(c->baton, c, m);
     }
+}
+
+/* One queued PONG answers any number of PINGs: the queue cannot be filled by a
+ * peer that pings without returning credits. */
+static void answer_pings(rdma_conn *c)
+{
+    rdma_hdr_msg pong = {.type = RDMA_HDR_PONG};
+
+    if (c->pong_due
+        && (c->qlen == 0
+            || c->queue[(c->qhead + c->qlen - 1) % RDMA_CONN_QUEUE].msg.type
+                   != RDMA_HDR_PONG)) {
+        rdma_conn_say(c, &pong, NULL);
+    }
+    c->pong_due = 0;
 }
 
 /* One receive completion. Returns the cause to close for, or CAUSE_NONE; *lost
@@ -571,6 +580,7 @@ void rdma_conn_receive(rdma_conn *c)
         rdma_conn_close(c, why);
     }
     else {
+        answer_pings(c);
         flush(c);
     }
     rdma_conn_unlock(c);

@@ -150,6 +150,7 @@ typedef struct rdma_conn_failure {
     rdma_hdr_reject reject; /* with RDMA_CONN_CAUSE_REJECTED */
     int error;              /* errno, or 0 */
     const char *step;       /* "rdma_connect", ...: static */
+    int removed;            /* with RDMA_CONN_CAUSE_DEVICE: it is going away */
 } rdma_conn_failure;
 
 /* Server: connect to a client's endpoint, say HELLO. Blocks up to the deadline:
@@ -204,8 +205,9 @@ int rdma_conn_say(rdma_conn *c, const rdma_hdr_msg *m, rdma_conn_wr *sent);
 unsigned rdma_conn_queue_room(const rdma_conn *c);
 
 /* [locked] Post one signaled RDMA WRITE of len bytes (1 and up), or an RDMA
- * READ into local memory. 0; EAGAIN: RDMA_CONN_DATA (READ: RDMA_CONN_READS) are
- * in flight, wait for one; ENOTCONN; other: the connection has been closed. */
+ * READ into local memory. 0, also when the device refuses it: then the connection
+ * has been closed, and done() is called as for all that was in flight; EAGAIN:
+ * RDMA_CONN_DATA (READ: RDMA_CONN_READS) are in flight, wait for one; ENOTCONN. */
 int rdma_conn_write(rdma_conn *c, rdma_conn_wr *wr, const void *local,
                     uint32_t lkey, uint32_t len, uint64_t to, uint32_t stag);
 int rdma_conn_read(rdma_conn *c, rdma_conn_wr *wr, void *local, uint32_t lkey,

@@ -65,6 +65,7 @@ struct rdma_conn {
     rdma_credit credit;
     rdma_conn_time heard;
     int has_spoken;
+    int pong_due; /* PING has come */
     rdma_conn_slot *free_slots;
     unsigned ndata;
     unsigned nreads;

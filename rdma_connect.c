@@ -306,6 +306,7 @@ static int wrong_event(const attempt *a, enum rdma_cm_event_type type,
     else if (type == RDMA_CM_EVENT_DEVICE_REMOVAL
              || type == RDMA_CM_EVENT_ADDR_ERROR) {
         cause = RDMA_CONN_CAUSE_DEVICE;
+        a->why->removed = type == RDMA_CM_EVENT_DEVICE_REMOVAL;
     }
     return refuse(a->why, cause, status < 0 ? -status : status, step);
 }

@@ -27,10 +27,10 @@ static inline void rdma_credit_init(rdma_credit *k, unsigned our_depth,
 }
 
 /* Rule 1: a message has arrived and its receive is posted again. -1: it returns
- * more credits than the peer can owe. */
+ * more credits than the peer can owe, or the peer had none for it. */
 static inline int rdma_credit_arrived(rdma_credit *k, unsigned credits)
 {
-    if (credits > k->limit - k->avail) {
+    if (credits > k->limit - k->avail || k->owed == k->depth) {
         return -1;
     }
     k->avail += credits;

@@ -73,7 +73,7 @@ static device *add(rdma_cache_slot *slot, struct ibv_context *context)
 }
 
 /* [device_lock] A slot's connector may meet another device when it tries
- * again. */
+ * again. The first slot's address may have been none to watch by. */
 static device *use(rdma_cache_slot *slot, struct ibv_context *context)
 {
     device *d = find(slot->cache, context);
@@ -83,6 +83,9 @@ static device *use(rdma_cache_slot *slot, struct ibv_context *context)
     }
     else if (d->removed) {
         d = NULL;
+    }
+    else if (!d->watch) {
+        d->watch = make_watch(slot->cache, &slot->local, context);
     }
     if (d != slot->device) {
         if (slot->device) {
@@ -118,6 +121,43 @@ struct ibv_comp_channel *rdma_device_channel(void *baton,
     return d ? d->channel : NULL;
 }
 
+/* [device_lock] Once per device: it will be so for each connection. */
+static void say_pool_is_small(const rdma_cache *cache, device *d, size_t want,
+                              int error)
+{
+    size_t got = d->pool ? rdma_mem_pool_bytes(d->pool) : 0;
+
+    if (got < want / 2 && !d->pool_was_said) {
+        d->pool_was_said = 1;
+        rdma_cache_say(cache, LEVEL_WARNING, MSG_POOL_SMALL,
+                       "%s: %zu of %zu bytes could be registered (%s): raise "
+                       "RLIMIT_MEMLOCK or lower RdmaMemory",
+                       ibv_get_device_name(d->context->device), got, want,
+                       strerror(error ? error : ENOMEM));
+    }
+}
+
+/* [device_lock, given up meanwhile] Registering takes its time, and nobody but
+ * who wants the pool waits for it. The device stays: a slot uses it. */
+static void make_pool(rdma_cache *cache, device *d)
+{
+    size_t want = cache->conf.memory / 2;
+    rdma_mem_pool *pool;
+    int rc;
+
+    d->pool_coming = 1;
+    pthread_mutex_unlock(&cache->device_lock);
+    rc = rdma_mem_pool_create(cache->mem, d->pd, want, &pool);
+    if (rc == 0) {
+        rdma_mem_reserve(cache->mem, 0);
+    }
+    pthread_mutex_lock(&cache->device_lock);
+    d->pool_coming = 0;
+    d->pool = pool;
+    pthread_cond_broadcast(&cache->pool_came);
+    say_pool_is_small(cache, d, want, rc);
+}
+
 /* The write kind's domain with its pool: registered by a connector thread when
  * the first client comes, never by a worker. Half of the budget, which nobody
  * else can have before; the read kind's arenas have the other half. */
@@ -125,7 +165,6 @@ struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
 {
     rdma_cache_slot *slot = baton;
     rdma_cache *cache = slot->cache;
-    size_t want = cache->conf.memory / 2;
     struct ibv_pd *pd = NULL;
     device *d;
 
@@ -134,21 +173,11 @@ struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
     if (d && !d->pd) {
         d->pd = ibv_alloc_pd(context);
     }
+    while (d && d->pool_coming) {
+        pthread_cond_wait(&cache->pool_came, &cache->device_lock);
+    }
     if (d && d->pd && !d->pool) {
-        int rc = rdma_mem_pool_create(cache->mem, d->pd, want, &d->pool);
-
-        if (rc == 0) {
-            rdma_mem_reserve(cache->mem, 0);
-        }
-        if (rc || rdma_mem_pool_bytes(d->pool) < want / 2) {
-            rdma_cache_say(
-                cache, LEVEL_WARNING, MSG_POOL_SMALL,
-                "%s: %zu of %zu bytes could be registered (%s): raise "
-                "RLIMIT_MEMLOCK or lower RdmaMemory",
-                ibv_get_device_name(context->device),
-                d->pool ? rdma_mem_pool_bytes(d->pool) : (size_t)0, want,
-                strerror(rc ? rc : ENOMEM));
-        }
+        make_pool(cache, d);
     }
     if (d) {
         pd = d->pd;
@@ -157,19 +186,30 @@ struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
     return pd;
 }
 
+rdma_mem_pool *rdma_device_pool(rdma_cache_slot *slot)
+{
+    rdma_mem_pool *pool;
+
+    pthread_mutex_lock(&slot->cache->device_lock);
+    pool = slot->device ? slot->device->pool : NULL;
+    pthread_mutex_unlock(&slot->cache->device_lock);
+    return pool;
+}
+
 unsigned rdma_device_poll_set(rdma_cache *cache, struct pollfd *fds,
-                              struct ibv_comp_channel *channels[])
+                              struct ibv_comp_channel *channels[], int *left)
 {
     unsigned n = 0;
     unsigned i;
 
+    *left = 0;
     pthread_mutex_lock(&cache->device_lock);
     for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
         device *d = &cache->devices[i];
 
         if (d->removed && d->users == 0 && !d->unpolled) {
             d->unpolled = 1;
-            pthread_cond_signal(&cache->died);
+            *left = 1;
         }
         else if (d->context && !d->unpolled) {
             channels[n] = d->channel;
@@ -180,28 +220,41 @@ unsigned rdma_device_poll_set(rdma_cache *cache, struct pollfd *fds,
     return n;
 }
 
+/* [device_lock] */
+static void leaves(rdma_cache *cache, device *d)
+{
+    if (!d->removed) {
+        d->removed = 1;
+        rdma_cache_say(cache, LEVEL_INFO, MSG_DEVICE,
+                       "%s is being removed: its clients get their bodies "
+                       "over TCP",
+                       ibv_get_device_name(d->context->device));
+    }
+}
+
 int rdma_device_event(rdma_cache *cache, const struct rdma_cm_event *event)
 {
     int ours = event->id->context == NULL; /* a connection's has one */
-    unsigned i;
+    device *d;
 
-    if (event->event != RDMA_CM_EVENT_DEVICE_REMOVAL) {
-        return ours;
-    }
-    pthread_mutex_lock(&cache->device_lock);
-    for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
-        device *d = &cache->devices[i];
-
-        if (d->context && d->context == event->id->verbs && !d->removed) {
-            d->removed = 1;
-            rdma_cache_say(cache, LEVEL_INFO, MSG_DEVICE,
-                           "%s is being removed: its clients get their bodies "
-                           "over TCP",
-                           ibv_get_device_name(d->context->device));
+    if (event->event == RDMA_CM_EVENT_DEVICE_REMOVAL && event->id->verbs) {
+        pthread_mutex_lock(&cache->device_lock);
+        d = find(cache, event->id->verbs);
+        if (d) {
+            leaves(cache, d);
         }
+        pthread_mutex_unlock(&cache->device_lock);
     }
-    pthread_mutex_unlock(&cache->device_lock);
     return ours;
+}
+
+void rdma_device_is_leaving(rdma_cache_slot *slot)
+{
+    pthread_mutex_lock(&slot->cache->device_lock);
+    if (slot->device) {
+        leaves(slot->cache, slot->device);
+    }
+    pthread_mutex_unlock(&slot->cache->device_lock);
 }
 
 device *rdma_device_next_removed(rdma_cache *cache)
@@ -235,9 +288,6 @@ static void release(rdma_cache *cache, device *d)
     if (d->watch) {
         rdma_destroy_id(d->watch);
     }
-    pthread_mutex_lock(&cache->device_lock);
-    memset(d, 0, sizeof(*d));
-    pthread_mutex_unlock(&cache->device_lock);
 }
 
 /* The context belongs to librdmacm, which closes it when it next has reason to
@@ -260,10 +310,12 @@ static void let_go(const struct ibv_context *context)
 
 void rdma_device_free(rdma_cache *cache, device *d)
 {
-    const struct ibv_context *context = d->context;
-
     release(cache, d);
-    let_go(context);
+    let_go(d->context);
+    /* Not before: until here it is one that is removed, and not to be used. */
+    pthread_mutex_lock(&cache->device_lock);
+    memset(d, 0, sizeof(*d));
+    pthread_mutex_unlock(&cache->device_lock);
 }
 
 void rdma_device_free_all(rdma_cache *cache)

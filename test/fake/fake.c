@@ -37,7 +37,11 @@ static struct {
     unsigned left;
     int error;
     int hit;
-} trip = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    const char *held; /* NULL: none */
+    unsigned nheld;
+    pthread_cond_t changed;
+} trip = {.lock = PTHREAD_MUTEX_INITIALIZER,
+          .changed = PTHREAD_COND_INITIALIZER};
 static __thread int spared;
 
 void fake_lock(void)
@@ -284,6 +288,23 @@ int fake_failed(void)
     return hit;
 }
 
+void fake_hold(const char *function)
+{
+    pthread_mutex_lock(&trip.lock);
+    trip.held = function;
+    pthread_cond_broadcast(&trip.changed);
+    pthread_mutex_unlock(&trip.lock);
+}
+
+void fake_await_held(void)
+{
+    pthread_mutex_lock(&trip.lock);
+    while (trip.nheld == 0) {
+        pthread_cond_wait(&trip.changed, &trip.lock);
+    }
+    pthread_mutex_unlock(&trip.lock);
+}
+
 int fake_trip(const char *function)
 {
     int error = 0;
@@ -292,6 +313,12 @@ int fake_trip(const char *function)
         return 0;
     }
     pthread_mutex_lock(&trip.lock);
+    while (trip.held && strcmp(trip.held, function) == 0) {
+        trip.nheld++;
+        pthread_cond_broadcast(&trip.changed);
+        pthread_cond_wait(&trip.changed, &trip.lock);
+        trip.nheld--;
+    }
     if (trip.function && trip.left > 0 && strcmp(trip.function, function) == 0
         && --trip.left == 0) {
         error = trip.error;

@@ -68,15 +68,22 @@ void fake_kill(struct rdma_cm_id *id);
  * to it hears of it. It is there again at once. */
 void fake_remove_device(void);
 /* 1: posts to a QP in error fail with ENOTCONN; 0: the seed decides whether
- * they fail, are flushed or never complete. */
+ * they fail, are flushed, both, or never complete. */
 void fake_refuse_dead_posts(int on);
 
 /* The n-th call (1 and up) of this function from now on, by a thread that is
  * not spared, fails with this errno. Functions of the two libraries, and those
- * of the C library that the engine has from below. */
+ * of the C library that the engine has from below. An ibv_post_send() that fails
+ * with ENOTCONN has queued its work request all the same: it blocks the send
+ * queue, and is flushed with it. */
 void fake_fail(const char *function, unsigned nth, int error);
 /* Was it called so often? Forgets it. */
 int fake_failed(void);
+/* Calls of this function by threads that are not spared do not return, until
+ * this is called with NULL. */
+void fake_hold(const char *function);
+/* Wait until one of them is held. */
+void fake_await_held(void);
 void fake_spare_this_thread(int on);
 
 /* In the place of those of the C library (Makefile.apxs). */

@@ -396,6 +396,9 @@ int rdma_migrate_id(struct rdma_cm_id *rid, struct rdma_event_channel *channel)
 
 int rdma_bind_addr(struct rdma_cm_id *rid, struct sockaddr *addr)
 {
+    if (tripped("rdma_bind_addr")) {
+        return -1;
+    }
     fake_lock();
     copy_addr(&rid->route.addr.src_storage, addr);
     if (port_of(addr) == 0) {
@@ -596,7 +599,7 @@ static void fall(fake_id *id)
     id->peer = NULL;
     if (id->id.qp) {
         id->id.qp->state = IBV_QPS_ERR;
-        ((fake_qp *)id->id.qp)->dead_posts = (int)fake_random(3);
+        ((fake_qp *)id->id.qp)->dead_posts = (int)fake_random(4);
     }
 }
 

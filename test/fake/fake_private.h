@@ -54,6 +54,7 @@ typedef struct fake_wr {
     uint64_t to;
     uint32_t rkey;
     int signaled;
+    int refused; /* the post has failed: it is flushed with the QP, no more */
     char *copy;
     int sent, landed, done, completed;
     enum ibv_wc_status status;
@@ -75,7 +76,8 @@ typedef struct fake_qp {
     unsigned nsend, max_send;
     unsigned rhead, nrecv, max_recv;
     fake_receive *recv;
-    int dead_posts; /* in error: 0 fail, 1 flushed, 2 never complete */
+    int dead_posts; /* in error: 0 fail, 1 flushed, 2 never complete, 3 fail and
+                     * are flushed all the same */
 } fake_qp;
 
 typedef struct fake_event {

@@ -463,14 +463,15 @@ void fake_qp_free(fake_qp *q)
     free(q);
 }
 
-/* [locked] What becomes of a post to a QP in error: 0: it is queued, and
- * flushed; 1: it is forgotten; or an errno. */
-static int dead_post(const fake_qp *q)
+/* [locked] What becomes of a post to a QP in error: an errno, or 0; *queued: it is
+ * flushed. */
+static int dead_post(const fake_qp *q, int *queued)
 {
-    if (fake.refuse_dead_posts || q->dead_posts == 0) {
+    *queued = q->dead_posts == 1 || q->dead_posts == 3;
+    if (fake.refuse_dead_posts || q->dead_posts == 0 || q->dead_posts == 3) {
         return ENOTCONN;
     }
-    return q->dead_posts == 1 ? 0 : 1;
+    return 0;
 }
 
 static fake_wr *copy_wr(const struct ibv_send_wr *wr)
@@ -497,38 +498,37 @@ static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
     fake_qp *q = (fake_qp *)qp;
     fake_wr **link;
     int rc = fake_trip("ibv_post_send");
+    int queued = rc == 0 || rc == ENOTCONN; /* siw's way to refuse */
 
-    if (rc) {
-        *bad = wr;
-        return rc;
-    }
     fake_lock();
     if (wr->next) {
         fake_fault("ibv_post_send: a list");
     }
-    if (qp->state == IBV_QPS_ERR) {
-        rc = dead_post(q);
+    if (qp->state == IBV_QPS_ERR && rc == 0) {
+        rc = dead_post(q, &queued);
     }
-    else if (qp->state != IBV_QPS_RTS) {
+    else if (qp->state != IBV_QPS_RTS && rc == 0) {
         rc = EINVAL;
+        queued = 0;
     }
-    if (rc == 0 && q->nsend == q->max_send) {
+    if (queued && q->nsend == q->max_send) {
         fake_fault("a send queue of %u is overrun", q->max_send);
     }
-    if (rc == 0) {
+    if (queued) {
         link = &q->first;
         while (*link) {
             link = &(*link)->next;
         }
         *link = copy_wr(wr);
+        (*link)->refused = rc != 0;
         q->nsend++;
         fake_work();
     }
     fake_unlock();
-    if (rc > 1) {
+    if (rc) {
         *bad = wr;
     }
-    return rc > 1 ? rc : 0;
+    return rc;
 }
 
 static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr,
@@ -536,6 +536,7 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr,
 {
     fake_qp *q = (fake_qp *)qp;
     int rc = fake_trip("ibv_post_recv");
+    int queued = 1;
 
     if (rc) {
         *bad = wr;
@@ -546,12 +547,12 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr,
         fake_fault("ibv_post_recv: a list");
     }
     if (qp->state == IBV_QPS_ERR) {
-        rc = dead_post(q);
+        rc = dead_post(q, &queued);
     }
-    if (rc == 0 && q->nrecv == q->max_recv) {
+    if (queued && q->nrecv == q->max_recv) {
         fake_fault("a receive queue of %u is overrun", q->max_recv);
     }
-    if (rc == 0) {
+    if (queued) {
         fake_receive *r = &q->recv[(q->rhead + q->nrecv++) % q->max_recv];
 
         r->wr_id = wr->wr_id;
@@ -563,8 +564,8 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr,
         }
     }
     fake_unlock();
-    if (rc > 1) {
+    if (rc) {
         *bad = wr;
     }
-    return rc > 1 ? rc : 0;
+    return rc;
 }

@@ -84,7 +84,7 @@ static fake_wr *next_to_send(const fake_qp *q)
         on_wire += !w->landed;
         reads += w->opcode == IBV_WR_RDMA_READ && !w->landed;
     }
-    if (!w || on_wire >= FAKE_WIRE) {
+    if (!w || w->refused || on_wire >= FAKE_WIRE) {
         return NULL;
     }
     if (w->opcode == IBV_WR_RDMA_READ && reads >= q->id->reads) {

@@ -23,6 +23,7 @@ static void log_line(void *baton, int level, int id, const char *line)
     static int loud = -1;
 
     (void)baton;
+    __atomic_add_fetch(&kit.logged[id], 1, __ATOMIC_RELAXED);
     if (__atomic_load_n(&loud, __ATOMIC_RELAXED) < 0) {
         __atomic_store_n(&loud, getenv("KIT_LOG") != NULL, __ATOMIC_RELAXED);
     }
@@ -339,6 +340,30 @@ void *kit_serve_thread(void *work)
     return NULL;
 }
 
+void kit_gang_send(kit_gang *g, kit_client *c, rdma_hdr_kind kind, unsigned n,
+                   uint32_t first_id, uint64_t total)
+{
+    unsigned i;
+
+    g->n = n;
+    for (i = 0; i < n; i++) {
+        g->works[i] = kit_request(c, kind, first_id + i, total - i);
+        g->works[i].at = i * (KIT_WINDOW / n);
+        ck_assert_int_eq(pthread_create(&g->threads[i], NULL, kit_serve_thread,
+                                        &g->works[i]),
+                         0);
+    }
+}
+
+void kit_gang_join(kit_gang *g)
+{
+    unsigned i;
+
+    for (i = 0; i < g->n; i++) {
+        pthread_join(g->threads[i], NULL);
+    }
+}
+
 void kit_take(kit_work *w)
 {
     char field[RDMA_HDR_FORMAT_MAX];
@@ -506,6 +531,47 @@ void kit_rouse_sleeper(void)
     rdma_conn_wake(c);
     rdma_conn_unlock(c);
     pthread_mutex_unlock(&kit.cache->lock);
+}
+
+/* [cache locked] */
+static endpoint *endpoint_of(const kit_client *c)
+{
+    endpoint *ep = APR_RING_FIRST(&kit.cache->all_endpoints);
+
+    while (memcmp(ep->key.token, c->token, sizeof(c->token))) {
+        ep = APR_RING_NEXT(ep, link);
+        ck_assert(ep != APR_RING_SENTINEL(&kit.cache->all_endpoints, endpoint,
+                                          link));
+    }
+    return ep;
+}
+
+rdma_conn_time kit_backed_off(kit_client *c, rdma_hdr_kind kind)
+{
+    rdma_conn_time left;
+
+    pthread_mutex_lock(&kit.cache->lock);
+    left = endpoint_of(c)->retry_at[kind - 1u] - rdma_conn_now();
+    pthread_mutex_unlock(&kit.cache->lock);
+    return left;
+}
+
+void kit_age_back_off(kit_client *c, rdma_hdr_kind kind)
+{
+    pthread_mutex_lock(&kit.cache->lock);
+    endpoint_of(c)->retry_at[kind - 1u] = 0;
+    pthread_mutex_unlock(&kit.cache->lock);
+}
+
+void kit_stop_progress(int on)
+{
+    if (on) {
+        pthread_mutex_lock(&kit.cache->device_lock);
+        rdma_cache_wake(kit.cache);
+    }
+    else {
+        pthread_mutex_unlock(&kit.cache->device_lock);
+    }
 }
 
 void kit_age(rdma_conn_time by)

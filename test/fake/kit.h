@@ -109,6 +109,7 @@ void kit_client_pause(kit_client *c, int on);
 kit_conn *kit_client_conn(kit_client *c, unsigned n);
 /* Wait for what has been heard of an id; fails the test if it does not come. */
 kit_heard kit_await_heard(kit_client *c, uint32_t id, uint64_t written);
+kit_heard kit_heard_of(kit_client *c, uint32_t id); /* so far */
 kit_heard kit_await_fin(kit_client *c, uint32_t id);
 kit_heard kit_await_abort(kit_client *c, uint32_t id);
 /* [client locked] What has been heard of an id so far. */
@@ -138,6 +139,7 @@ typedef struct kit_server {
     apr_pool_t *pool;
     kit_client *clients[KIT_CLIENTS];
     unsigned nclients;
+    unsigned logged[100]; /* lines, by id */
 } kit_server;
 
 /* Of the running test; kit_setup() and kit_teardown() are its fixtures. conf
@@ -195,6 +197,16 @@ void kit_abandon(kit_work *w, rdma_hdr_abort why);
 int kit_serve(kit_work *w);
 void *kit_serve_thread(void *work);
 
+typedef struct kit_gang {
+    pthread_t threads[24];
+    kit_work works[24];
+    unsigned n;
+} kit_gang;
+/* n workers, each with a body of its own and its slice of the window. */
+void kit_gang_send(kit_gang *g, kit_client *c, rdma_hdr_kind kind, unsigned n,
+                   uint32_t first_id, uint64_t total);
+void kit_gang_join(kit_gang *g);
+
 /* The client's part: take the body, compare it, say the last word. */
 void kit_take(kit_work *w);
 /* Compare what lies in window or sink. 1: it is the body. */
@@ -236,6 +248,11 @@ void kit_await_all_blocks(void);
 /* Until a worker sleeps for completions of the one connection; have it look. */
 void kit_await_sleeper(void);
 void kit_rouse_sleeper(void);
+/* For how long a client that has failed will be left alone; no longer. */
+rdma_conn_time kit_backed_off(kit_client *c, rdma_hdr_kind kind);
+void kit_age_back_off(kit_client *c, rdma_hdr_kind kind);
+/* The progress thread does nothing until this is called with 0. */
+void kit_stop_progress(int on);
 /* As if the server's connections had been silent for so long. */
 void kit_age(rdma_conn_time by);
 

@@ -452,6 +452,16 @@ kit_heard kit_await_heard(kit_client *c, uint32_t id, uint64_t written)
     return h;
 }
 
+kit_heard kit_heard_of(kit_client *c, uint32_t id)
+{
+    kit_heard h;
+
+    pthread_mutex_lock(&c->lock);
+    h = *kit_entry(c, id);
+    pthread_mutex_unlock(&c->lock);
+    return h;
+}
+
 kit_heard kit_await_fin(kit_client *c, uint32_t id)
 {
     rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
@@ -558,12 +568,7 @@ void kit_send_raw(kit_conn *k, const void *bytes, size_t len)
     c->inflight.prev->next = wr;
     c->inflight.prev = wr;
     c->ndata++;
-    if (ibv_post_send(rdma_conn_id(c)->qp, &swr, &bad)) {
-        wr->prev->next = wr->next;
-        wr->next->prev = wr->prev;
-        c->ndata--;
-        free(wr);
-    }
+    (void)ibv_post_send(rdma_conn_id(c)->qp, &swr, &bad);
     rdma_conn_unlock(c);
 }
 

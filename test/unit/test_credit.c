@@ -13,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define DEPTH_MAX 5
+#define DEPTH_MAX 6
 
 /* Messages on their way to an end, oldest first: the credits they carry. */
 typedef struct pipe {
@@ -130,8 +130,9 @@ START_TEST(no_deadlock)
 {
     unsigned d0, d1;
 
+    /* The ends are alike; (6, 5) and (6, 6) have shown nothing else in minutes. */
     for (d0 = 2; d0 <= DEPTH_MAX; d0++) {
-        for (d1 = 2; d1 <= DEPTH_MAX; d1++) {
+        for (d1 = 2; d1 <= d0 && d0 + d1 <= 10; d1++) {
             ck_assert_uint_gt(explore(d0, d1), 10);
         }
     }
@@ -148,6 +149,67 @@ START_TEST(credits_beyond_the_depth)
     ck_assert_int_eq(rdma_credit_arrived(&k, 2), -1);
     ck_assert_int_eq(rdma_credit_arrived(&k, 1), 0);
     ck_assert_uint_eq(k.avail, 8);
+}
+END_TEST
+
+/* The peer has sent as many as we have receives, and has been told of none that
+ * was posted again. */
+START_TEST(messages_beyond_the_credits)
+{
+    rdma_credit k;
+    unsigned i;
+
+    rdma_credit_init(&k, 8, 32);
+    for (i = 0; i < 8; i++) {
+        ck_assert_int_eq(rdma_credit_arrived(&k, 0), 0);
+    }
+    ck_assert_int_eq(rdma_credit_arrived(&k, 0), -1);
+    ck_assert_uint_eq(rdma_credit_spend(&k), 8);
+    ck_assert_int_eq(rdma_credit_arrived(&k, 0), 0);
+}
+END_TEST
+
+/* Depths that are too large for every state to be seen: a walk of many steps, with
+ * what step() asserts at each. */
+START_TEST(unequal_depths)
+{
+    static const unsigned depths[][2] = {
+        {8, 255}, {255, 8}, {32, 255}, {255, 32}, {32, 8}, {9, 8}, {255, 255}};
+    const unsigned *depth = depths[_i];
+    rdma_credit end[2];
+    unsigned char way[2][256]; /* credits on their way to an end, a ring */
+    unsigned head[2] = {0, 0};
+    unsigned n[2] = {0, 0};
+    uint32_t random = (uint32_t)_i + 1;
+    unsigned sent = 0;
+    long i;
+
+    rdma_credit_init(&end[0], depth[0], depth[1]);
+    rdma_credit_init(&end[1], depth[1], depth[0]);
+    for (i = 0; i < 2000000; i++) {
+        unsigned e;
+
+        random = random * 1664525 + 1013904223;
+        e = random >> 31;
+        if (random >> 30 & 1) {
+            if (rdma_credit_may_send(&end[e])) {
+                ck_assert_uint_lt(n[1 - e], depth[1 - e]);
+                way[1 - e][(head[1 - e] + n[1 - e]++) % 256] =
+                    (unsigned char)rdma_credit_spend(&end[e]);
+                sent++;
+            }
+            else if (n[0] + n[1] == 0) {
+                ck_assert(rdma_credit_wants_pong(&end[1 - e])
+                          && rdma_credit_may_send(&end[1 - e]));
+            }
+        }
+        else if (n[e] > 0) {
+            ck_assert_int_eq(
+                rdma_credit_arrived(&end[e], way[e][head[e]++ % 256]), 0);
+            n[e]--;
+        }
+    }
+    ck_assert_uint_gt(sent, 100000);
 }
 END_TEST
 
@@ -173,7 +235,9 @@ int main(void)
 
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, no_deadlock);
+    tcase_add_loop_test(tc, unequal_depths, 0, 7);
     tcase_add_test(tc, credits_beyond_the_depth);
+    tcase_add_test(tc, messages_beyond_the_credits);
     tcase_add_test(tc, the_last_credit_brings_one_back);
     suite_add_tcase(suite, tc);
     runner = srunner_create(suite);
