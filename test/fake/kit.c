@@ -146,7 +146,7 @@ int kit_main(const char *name, void (*add)(Suite *s))
 /* ---- content ----------------------------------------------------------- */
 
 /* Every word of 8 bytes is its own offset, xor what the id makes of it. */
-static void put_body(char *to, uint64_t from, size_t n, uint32_t id)
+void kit_put_body(char *to, uint64_t from, size_t n, uint32_t id)
 {
     uint64_t key = id * 0x9e3779b97f4a7c15u;
     size_t i;
@@ -169,7 +169,7 @@ int kit_body_is_right(const kit_work *w)
         size_t n = w->total - at < sizeof(want) ? (size_t)(w->total - at)
                                                 : sizeof(want);
 
-        put_body(want, at, n, w->id);
+        kit_put_body(want, at, n, w->id);
         if (memcmp(want, r->base + w->at + at, n)) {
             return 0;
         }
@@ -222,6 +222,26 @@ int kit_begin(kit_work *w)
     return 0;
 }
 
+static void send_head(kit_work *w, const rdma_hdr_response *head)
+{
+    pthread_mutex_lock(&w->client->lock);
+    ck_assert(!w->head_out);
+    w->head = *head;
+    w->head_out = 1;
+    pthread_cond_broadcast(&w->client->changed);
+    pthread_mutex_unlock(&w->client->lock);
+}
+
+/* That of a stream goes out when the engine says so. */
+static void see_to_head(kit_work *w)
+{
+    rdma_hdr_response head;
+
+    if (rdma_body_head(w->body, &head)) {
+        send_head(w, &head);
+    }
+}
+
 int kit_open(kit_work *w)
 {
     rdma_hdr_request req = {.id = w->id,
@@ -229,8 +249,14 @@ int kit_open(kit_work *w)
                             .to = (uintptr_t)w->client->window.base + w->at,
                             .len = w->window};
 
-    w->why = rdma_body_open(w->set, &req, w->total, 0, &w->body);
-    return w->why == RDMA_HDR_NOT_DECLINED ? 0 : failed(w, "open");
+    w->why = rdma_body_open(w->set, &req,
+                            w->unknown ? RDMA_BODY_UNKNOWN : w->total,
+                            w->stream, &w->body);
+    if (w->why != RDMA_HDR_NOT_DECLINED) {
+        return failed(w, "open");
+    }
+    see_to_head(w);
+    return 0;
 }
 
 void kit_abandon(kit_work *w, rdma_hdr_abort why)
@@ -261,19 +287,39 @@ int kit_fill(kit_work *w, uint64_t bytes)
         if (room > end - w->filled) {
             room = (size_t)(end - w->filled);
         }
-        put_body(at, w->filled, room, w->id);
+        kit_put_body(at, w->filled, room, w->id);
         w->filled += room;
         if (rdma_body_commit(w->body, room)) {
             return trouble(w, "commit");
         }
+        see_to_head(w);
     }
     return 0;
 }
 
+int kit_flush(kit_work *w)
+{
+    if (rdma_body_flush(w->body)) {
+        return trouble(w, "flush");
+    }
+    see_to_head(w);
+    return 0;
+}
+
+int kit_stream_on(kit_work *w)
+{
+    return rdma_body_stream(w->body) ? -1 : kit_flush(w);
+}
+
 int kit_finish(kit_work *w)
 {
-    if (rdma_body_finish(w->body, &w->head)) {
+    rdma_hdr_response head;
+
+    if (rdma_body_finish(w->body, &head)) {
         return trouble(w, "finish");
+    }
+    if (!w->head_out) {
+        send_head(w, &head);
     }
     rdma_cache_release(w->slot);
     w->slot = NULL;

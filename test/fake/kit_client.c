@@ -29,8 +29,7 @@ static void wake(const kit_client *c)
 
 /* ---- what connections tell it (their lock is held) --------------------- */
 
-/* [kit locked] */
-static kit_heard *entry(kit_client *c, uint32_t id)
+kit_heard *kit_entry(kit_client *c, uint32_t id)
 {
     unsigned i = 0;
 
@@ -44,6 +43,25 @@ static kit_heard *entry(kit_client *c, uint32_t id)
     return &c->heard[i];
 }
 
+/* [kit locked] What PROTOCOL.md wants of every server; what only a stream needs
+ * is kept for it. */
+static void announced(kit_heard *h, const rdma_hdr_msg *m)
+{
+    ck_assert_uint_ge(m->bytes, h->written);
+    ck_assert_msg(!h->fin, "id %u: a message after the last word", m->id);
+    if (h->stream && m->type == RDMA_HDR_WRITTEN) {
+        ck_assert_uint_le(m->bytes - h->consumed, h->window);
+    }
+    if (m->type == RDMA_HDR_OFFER) {
+        if (h->noffers > 0) {
+            ck_assert_uint_eq(m->bytes - m->len, h->written);
+        }
+        h->offers[h->noffers++ % KIT_OFFERS] = *m;
+    }
+    h->written = m->bytes;
+    h->fin = (m->flags & RDMA_HDR_FIN) != 0;
+}
+
 static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
 {
     kit_conn *k = baton;
@@ -53,12 +71,11 @@ static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
     int mute;
 
     pthread_mutex_lock(&c->lock);
-    h = entry(c, m->id);
+    h = kit_entry(c, m->id);
     mute = c->mute;
-    if (m->type == RDMA_HDR_WRITTEN) {
-        h->written = m->bytes;
-        h->fin = (m->flags & RDMA_HDR_FIN) != 0;
-        if (h->fin) {
+    if (m->type == RDMA_HDR_WRITTEN || m->type == RDMA_HDR_OFFER) {
+        announced(h, m);
+        if (h->fin && m->type == RDMA_HDR_WRITTEN && !h->stream) {
             answer.type = RDMA_HDR_CONSUMED;
             answer.flags = RDMA_HDR_FIN;
             answer.bytes = m->bytes;
@@ -421,12 +438,26 @@ kit_conn *kit_client_conn(kit_client *c, unsigned n)
     return &c->conns[n];
 }
 
+kit_heard kit_await_heard(kit_client *c, uint32_t id, uint64_t written)
+{
+    rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
+    kit_heard h;
+
+    pthread_mutex_lock(&c->lock);
+    while (kit_entry(c, id)->written < written) {
+        sleep_on(c, until, "WRITTEN or OFFER");
+    }
+    h = *kit_entry(c, id);
+    pthread_mutex_unlock(&c->lock);
+    return h;
+}
+
 kit_heard kit_heard_of(kit_client *c, uint32_t id)
 {
     kit_heard h;
 
     pthread_mutex_lock(&c->lock);
-    h = *entry(c, id);
+    h = *kit_entry(c, id);
     pthread_mutex_unlock(&c->lock);
     return h;
 }
@@ -437,10 +468,10 @@ kit_heard kit_await_fin(kit_client *c, uint32_t id)
     kit_heard h;
 
     pthread_mutex_lock(&c->lock);
-    while (!entry(c, id)->fin) {
+    while (!kit_entry(c, id)->fin) {
         sleep_on(c, until, "WRITTEN(fin)");
     }
-    h = *entry(c, id);
+    h = *kit_entry(c, id);
     pthread_mutex_unlock(&c->lock);
     return h;
 }
@@ -451,10 +482,10 @@ kit_heard kit_await_abort(kit_client *c, uint32_t id)
     kit_heard h;
 
     pthread_mutex_lock(&c->lock);
-    while (!entry(c, id)->aborted) {
+    while (!kit_entry(c, id)->aborted) {
         sleep_on(c, until, "ABORT");
     }
-    h = *entry(c, id);
+    h = *kit_entry(c, id);
     pthread_mutex_unlock(&c->lock);
     return h;
 }
