@@ -161,6 +161,18 @@ static void forget(rdma_cache *cache, endpoint *ep)
     free(ep);
 }
 
+static void forget_all(rdma_cache *cache)
+{
+    endpoint *ep = APR_RING_FIRST(&cache->all_endpoints);
+
+    while (ep != APR_RING_SENTINEL(&cache->all_endpoints, endpoint, link)) {
+        endpoint *later = APR_RING_NEXT(ep, link);
+
+        forget(cache, ep);
+        ep = later;
+    }
+}
+
 void rdma_cache_forget(rdma_cache *cache, rdma_conn_time now,
                        rdma_conn_time *next)
 {
@@ -609,9 +621,7 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     }
     pthread_mutex_unlock(&cache->lock);
     rdma_progress_join(cache);
-    while (!APR_RING_EMPTY(&cache->all_endpoints, endpoint, link)) {
-        forget(cache, APR_RING_FIRST(&cache->all_endpoints));
-    }
+    forget_all(cache);
     rdma_device_free_all(cache);
     rdma_destroy_event_channel(cache->events);
     close(cache->wake_fd);
