@@ -54,8 +54,12 @@ static void unlink_body(rdma_body *b)
 
 void rdma_body_set_destroy(rdma_body_set *set)
 {
-    while (set->bodies) {
-        unlink_body(set->bodies);
+    rdma_body *b;
+    rdma_body *next;
+
+    for (b = set->bodies; b; b = next) {
+        next = b->next;
+        unlink_body(b);
     }
     rdma_arenas_destroy(set->arenas);
     free(set);

@@ -79,8 +79,13 @@ static void forget(rdma_cache *cache, endpoint *ep)
 
 void rdma_endpoint_forget_all(rdma_cache *cache)
 {
-    while (!APR_RING_EMPTY(&cache->all_endpoints, endpoint, link)) {
-        forget(cache, APR_RING_FIRST(&cache->all_endpoints));
+    endpoint *ep = APR_RING_FIRST(&cache->all_endpoints);
+
+    while (ep != APR_RING_SENTINEL(&cache->all_endpoints, endpoint, link)) {
+        endpoint *later = APR_RING_NEXT(ep, link);
+
+        forget(cache, ep);
+        ep = later;
     }
 }
 

@@ -411,7 +411,7 @@ static rdmahttp_status hop(attempt *a)
 static rdmahttp_status turn(attempt *a, CURLU *url)
 {
     rdmahttp_result *result = a->result;
-    char *next;
+    char *next, *copy;
 
     if (curl_url_set(url, CURLUPART_URL, a->rq.location, CURLU_URLENCODE)
         || curl_url_get(url, CURLUPART_URL, &next, 0)) {
@@ -419,9 +419,10 @@ static rdmahttp_status turn(attempt *a, CURLU *url)
                  "the server redirects to no valid URL");
         return RDMAHTTP_EPROTOCOL;
     }
-    free(result->url);
-    result->url = strdup(next);
+    copy = strdup(next);
     curl_free(next);
+    free(result->url);
+    result->url = copy;
     result->redirects++;
     rdmahttp_log(&a->h->conf, RDMAHTTP_LOG_INFO, "redirected to %s",
                  result->url ? result->url : "?");
