@@ -41,12 +41,14 @@ class Raw(socketserver.StreamRequestHandler):
     SIZE = 200_000
     gate = None  # the semaphore that `pauses` waits for
     sent = 0     # bytes of `much`
+    asked = set()  # URLs of `flaky`
 
     def handle(self):
         line = self.rfile.readline().decode()
         while self.rfile.readline().strip():
             pass
-        name = line.split()[1].strip("/").replace("-", "_")
+        self.url = line.split()[1]
+        name = self.url.partition("?")[0].strip("/").replace("-", "_")
         getattr(self, name)(make(self.SIZE))
 
     def _head(self, *fields):
@@ -98,6 +100,16 @@ class Raw(socketserver.StreamRequestHandler):
         self._head("Transfer-Encoding: chunked")
         for chunk in _chunked(make(3 << 20), 70_000):
             self.wfile.write(chunk)
+
+    def flaky(self, body):
+        """Answers a URL once."""
+        if self.url in Raw.asked:
+            self.wfile.write(b"HTTP/1.1 500 Not Again\r\nContent-Length: 0\r\n"
+                             b"Connection: close\r\n\r\n")
+            return
+        Raw.asked.add(self.url)
+        self._head(f"Content-Length: {len(body)}", 'ETag: "once"')
+        self.wfile.write(body)
 
     def forged(self, body):
         self._head(f"Content-Length: {len(body)}",

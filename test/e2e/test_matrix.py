@@ -21,10 +21,10 @@ from rawhttp import Connection, declined, field, get_all
 WAYS = ("plain", "write", "read")
 MODES = {"plain": "none", "write": "write", "read": "read"}
 # What belongs to one hop or one moment, or tells of the way itself.
-LEFT_OUT = {"rdma", "connection", "content-length", "transfer-encoding", "date"}
+LEFT_OUT = {"rdma", "content-length", "transfer-encoding", "date"}
 BOUNDARY = re.compile(r'boundary="?([^";]+)')
 
-Answer = namedtuple("Answer", "status interim fields trailers body path "
+Answer = namedtuple("Answer", "line status interim fields trailers body path "
                               "declined problem")
 Log = namedtuple("Log", "row port status O mode bytes declined")
 
@@ -61,7 +61,8 @@ def behind(site, pages):
 # ---- asking -----------------------------------------------------------------
 
 def parse(head):
-    """Statuses before the final one, that, fields and trailers."""
+    """What comes before the final answer, its first line, status, fields and
+    trailers."""
     blocks = [block.split("\r\n") for block
               in head.decode("latin-1").split("\r\n\r\n") if block]
     interim = []
@@ -70,7 +71,8 @@ def parse(head):
     assert blocks, "no head"
     final = blocks.pop(0)
     trailers = _fields(blocks[0]) if blocks else []
-    return interim, int(final[0].split()[1]), _fields(final[1:]), trailers
+    return (interim, final[0], int(final[0].split()[1]), _fields(final[1:]),
+            trailers)
 
 
 def _fields(lines):
@@ -118,12 +120,13 @@ def ask_by_http2(client, way, row):
 
 def _answer(head, body, path, why, problem):
     try:
-        interim, status, fields, trailers = parse(head.read_bytes())
+        interim, line, status, fields, trailers = parse(head.read_bytes())
         content = body.read_bytes()
     except (AssertionError, OSError, ValueError) as error:
-        interim, status, fields, trailers, content = [], 0, [], [], b""
+        interim, line, status, fields, trailers = [], "", 0, [], []
+        content = b""
         problem = problem or f"no answer: {error!r}"
-    return Answer(status, interim, fields, trailers, content, path,
+    return Answer(line, status, interim, fields, trailers, content, path,
                   why or None, problem)
 
 
@@ -219,12 +222,22 @@ def run(client):
 
 # ---- judging ----------------------------------------------------------------
 
+def without_nomination(name, value):
+    """Of the Connection field what is not ours."""
+    if name == "connection":
+        value = ", ".join(sorted(option for option
+                                 in value.lower().split(", ")
+                                 if option != "rdma"))
+    return name, value
+
+
 def essence(answer, row):
     """What has to be the same each way."""
     body = answer.body
-    fields = sorted((name, value) for name, value in answer.fields
-                    if name not in LEFT_OUT
-                    and name not in (n.lower() for n in row.differs))
+    left_out = LEFT_OUT | {name.lower() for name in row.differs}
+    fields = sorted(without_nomination(name, value)
+                    for name, value in answer.fields if name not in left_out)
+    fields = [pair for pair in fields if pair != ("connection", "")]
     if row.boundary:
         kind = dict(fields).get("content-type", "")
         mark = BOUNDARY.search(kind).group(1)
@@ -233,7 +246,7 @@ def essence(answer, row):
                   for name, value in fields]
     if row.gzipped:
         body = gzip.decompress(body)
-    return {"status": answer.status, "interim": answer.interim,
+    return {"status": answer.line, "interim": answer.interim,
             "fields": fields, "trailers": answer.trailers, "body": body}
 
 
