@@ -518,7 +518,8 @@ _row(G, "a GET with a body that is no body (400)", FILE,
      "Transfer-Encoding: chunked", "", "no length", "", status=400,
      holds=b"Bad Request")
 _row(G, "the same, found out after the answer", "/lua/puts.lua",
-     "Transfer-Encoding: chunked", "", "no length", "", length=PROGRAM)
+     "Transfer-Encoding: chunked", "", "no length", "", length=PROGRAM,
+     connection=("close, RDMA",))
 
 G = "Errors and redirects"
 _row(G, "an error page of httpd", "/errors/nothing", status=404,
