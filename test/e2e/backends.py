@@ -4,6 +4,7 @@ import socket
 import socketserver
 import struct
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -22,11 +23,16 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
+    def handle_error(self, request, client_address):
+        """A client that leaves is none of our business."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 def serve(handler, port):
-    """Serves until the returned server is told to shutdown() and
-    server_close()."""
-    server = _Server(("127.0.0.1", port), handler)
+    """Serves, at all addresses of the server's host, until the returned server
+    is told to shutdown() and server_close()."""
+    server = _Server(("", port), handler)
     threading.Thread(target=server.serve_forever, args=(0.05,),
                      daemon=True).start()
     return server
@@ -110,6 +116,8 @@ class Raw(socketserver.StreamRequestHandler):
         self._much(lambda part: b"%x\r\n%b\r\n" % (len(part), part))
         self.wfile.write(b"0\r\n\r\n")
 
+    much_streamed = much_chunked
+
     def _much(self, framed):
         Raw.sent = 0
         for at in range(0, MUCH, 1 << 20):
@@ -118,8 +126,9 @@ class Raw(socketserver.StreamRequestHandler):
 
     def websocket(self, _):
         """Another protocol: what comes goes back."""
-        self.wfile.write(b"HTTP/1.1 101 Switching Protocols\r\n"
-                         b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        self.wfile.write(
+            b"HTTP/1.1 101 Switching Protocols\r\n"
+            b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
         while data := self.request.recv(4096):
             self.wfile.write(data)
 

@@ -93,7 +93,7 @@ CONF = "".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so\n"
                for name in LOADED) + f"""
 RdmaEnable On
 RdmaMinSize 1
-LogFormat "%{{X-Row}}i %{{local}}p %>s %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
+LogFormat "%{{X-Row}}i %{{local}}p %>s %b %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
 %{{RDMA_DECLINED}}n" matrix
 CustomLog matrix.log matrix
 AddType text/html .html .shtml

@@ -15,7 +15,7 @@ from clients import HTTP_MOST
 from content import differs
 from hosts import wait_until
 from httpd import PORT, conf
-from matrix import ROWS, expected
+from matrix import ROWS, Row, expected
 from rawhttp import Connection, declined, field, get_all
 
 WAYS = ("plain", "write", "read")
@@ -26,7 +26,7 @@ BOUNDARY = re.compile(r'boundary="?([^";]+)')
 
 Answer = namedtuple("Answer", "line status interim fields trailers body path "
                               "declined problem")
-Log = namedtuple("Log", "row port status O mode bytes declined")
+Log = namedtuple("Log", "row port status b O mode bytes declined")
 
 EXPECTED = [(name, None) for name in matrix.EXPECTED]
 EVENT = conf(matrix.CONF, expect=EXPECTED)
@@ -300,16 +300,28 @@ def astray(answer, row, way, logged):
         yield f"too much over TCP: {logged}"
 
 
+def miscounted(row, logged, plain):
+    """Whether %b is another than over TCP. What is compressed as it comes has
+    no certain length, and before a refused head httpd counts the content."""
+    seen, right = ({entry.b for entry in entries} for entries
+                   in (logged, plain))
+    if seen != right and not row.gzipped and row.declined != "failed":
+        yield f"%b {seen} in the log, not {right}"
+
+
 @mpms
 @pytest.mark.parametrize("row", ROWS, ids=[row.identity for row in ROWS])
 def test_row(run, tally, mpm, row):
     plain = run.answers["plain"][row.ordinal]
+    plain_logged = run.logs["plain"][row.ordinal]
     wrong = []
     for way in WAYS:
         answer = run.answers[way][row.ordinal]
+        logged = run.logs[way][row.ordinal]
         found = [answer.problem] if answer.problem else [
             *unproved(answer, row),
-            *astray(answer, row, way, run.logs[way][row.ordinal]),
+            *astray(answer, row, way, logged),
+            *miscounted(row, logged, plain_logged),
             *differences(plain, answer, row)]
         wrong += [f"{way}: {line}" for line in found]
         if way != "plain":
@@ -333,6 +345,20 @@ def test_the_packets_say_so_too(run, mpm, way):
 # ---- caches -----------------------------------------------------------------
 
 @mpms
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_caches_give_what_others_have_stored(run, client, mpm, way):
+    """What was asked for over TCP, and kept, goes by RDMA from there."""
+    rows = [Row("", "", f"{matrix.FILE}?plain", host=name,
+                ordinal=number) for number, (name, _, _)
+            in enumerate(matrix.CACHES)]
+    for answer in ask(client, way, rows).values():
+        assert get_all(answer, "X-Cache")[0].startswith("HIT"), answer.fields
+        assert (answer.path, answer.problem) == (way, "")
+        assert not differs(answer.body, matrix.SIZE)
+        client.tally.body(True, matrix.SIZE)
+
+
+@mpms
 def test_caches_hold_bodies_and_no_field(run, client, mpm, lab):
     """What was asked for by RDMA, and kept, is there for others; and it says
     nothing of RDMA."""
@@ -352,9 +378,17 @@ def test_caches_hold_bodies_and_no_field(run, client, mpm, lab):
                     if path.is_file()]
             heads = [path for path in kept if path.suffix == ".header"]
             bodies = [path for path in kept if path.suffix == ".data"]
-            assert len(heads) == len(bodies) == 3 * len(WAYS)
             for path in heads:
                 found = re.search(rb"rdma|token=", path.read_bytes(), re.I)
                 assert not found, f"{path}: {found}"
-            assert sorted(path.stat().st_size for path in bodies) == sorted(
-                [matrix.SIZE, matrix.SIZE, matrix.SIZE // 2] * len(WAYS))
+            # One for each variant, and one that says that there are some.
+            vary = [path for path in heads
+                    if path.with_name(path.name + ".vary").exists()]
+            assert len(vary) == 2 * len(WAYS)
+            assert len(heads) == len(bodies) + len(vary)
+            sizes = [path.stat().st_size for path in bodies
+                     if ".vary" not in str(path.parent)]
+            assert sorted(sizes) == sorted(
+                [matrix.SIZE // 2, matrix.SIZE, matrix.SIZE, matrix.PROGRAM]
+                * len(WAYS))
+            assert len(bodies) == 7 * len(WAYS)
