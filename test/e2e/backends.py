@@ -191,6 +191,9 @@ class Fcgi(socketserver.StreamRequestHandler):
             self._pauses(number, LARGE if b"/fcgi/pauses-large" in params
                          else PARTS)
             return
+        if b"/fcgi/much" in params:
+            self._much(number)
+            return
         breaks = re.search(rb"/fcgi/breaks-(\d+)", params)
         body = make(self.SIZE)
         lines = ["Content-Type: application/octet-stream"]
@@ -212,6 +215,15 @@ class Fcgi(socketserver.StreamRequestHandler):
         for part in parts:
             self._send(self.STDOUT, number, part)
             gate.acquire(timeout=60)
+        self._send(self.STDOUT, number)
+        self._send(self.END, number, bytes(8))
+
+    def _much(self, number):
+        Raw.sent = 0
+        self._send(self.STDOUT, number, b"Content-Type: text/plain\r\n\r\n")
+        for at in range(0, MUCH, 1 << 15):
+            self._send(self.STDOUT, number, make(1 << 15, SEED + at))
+            Raw.sent += 1 << 15
         self._send(self.STDOUT, number)
         self._send(self.END, number, bytes(8))
 

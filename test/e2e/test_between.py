@@ -11,6 +11,7 @@ from content import SEED, differs
 from httpd import PORT as HTTPD_PORT
 from httpd import conf
 from rawhttp import Connection, field, get_all
+from status import changes, status
 
 SIZE = 300_000
 
@@ -66,6 +67,7 @@ def test_in_front(client, between):
     """
     path = client.site.file(SIZE)
     url = f"http://{between.at}:{PORT}{path}"
+    before = status()
     ways = []
     for mode in ("auto", "write", "read"):
         result = client.rwget(path, url=url, rdma="auto" if mode == "auto"
@@ -79,6 +81,8 @@ def test_in_front(client, between):
             ways.append(result.path)
         plain(client.lab, between, path)
     assert set(ways) == {"tcp"}, ways
+    seen = changes(before)
+    assert ("RequestsAsked" in seen) == between.forwards, seen
     client.httpd.skip_access()
 
 

@@ -11,6 +11,7 @@ import backends
 import matrix
 from backends import LARGE, MUCH, PARTS, Raw
 from clients import Peer, line_of
+from content import SEED
 from rawhttp import Connection, declined, field
 from status import wait_for
 
@@ -180,30 +181,52 @@ def test_nor_those_of_php(client, gate, php, mode):
     goes_on_as_it_comes(client, path, gate.open, LARGE, mode)
 
 
-def held_back():
+def held_back(sent=lambda: Raw.sent):
     """No more is made than fits on the way."""
     while True:
-        before = Raw.sent
+        before = sent()
         time.sleep(1)
-        if Raw.sent == before > 0:
+        if sent() == before > 0:
             break
-    assert Raw.sent < MUCH // 2, "the source was not held back"
+    assert sent() < MUCH // 2, "the source was not held back"
 
 
-@MODES
-@pytest.mark.parametrize("path", [
-    "/raw/much", pytest.param("/raw/much-streamed", marks=pytest.mark.long)])
-def test_a_slow_client_holds_the_source_back(client, mode, path):
-    Raw.sent = 0
+def a_slow_client(client, path, mode, sent, verify):
     process = client.peer_at([path], "before-consumed", "--window", 1 << 20,
-                             mode=mode)
-    held_back()
+                             mode=mode, verify=verify)
+    held_back(sent)
     process.stdin.write("go on\n")
     process.stdin.flush()
     run = Peer(*client.finish(process, 120))
     assert (run.status, run.bytes[mode]) == (0, MUCH), run.json
     client.tally.body(True, MUCH)
     client.httpd.access()
+
+
+@MODES
+@pytest.mark.parametrize("path", [
+    "/raw/much", pytest.param("/raw/much-streamed", marks=pytest.mark.long),
+    pytest.param("/fcgi/much", marks=pytest.mark.long)])
+def test_a_slow_client_holds_the_source_back(client, mode, path):
+    Raw.sent = 0
+    a_slow_client(client, path, mode, lambda: Raw.sent, f"stamp:{SEED:#x}")
+
+
+@pytest.mark.long
+@MODES
+def test_a_slow_client_holds_a_program_back(client, mode):
+    made = client.httpd.root / "made"
+    made.write_bytes(b"")
+    made.chmod(0o666)
+    path = client.site.text("programs/much", f"""#!/bin/sh
+echo Content-Type: application/octet-stream
+echo
+for n in $(seq {MUCH >> 20}); do
+    head -c {1 << 20} /dev/zero
+    printf . >>{made}
+done
+""", 0o755)
+    a_slow_client(client, path, mode, lambda: made.stat().st_size << 20, None)
 
 
 def test_what_may_be_too_small_does_not_pile_up(client):
