@@ -517,6 +517,8 @@ _row(G, "a GET with a body beyond LimitRequestBody (413)", f"/bounded{FILE}",
 _row(G, "a GET with a body that is no body (400)", FILE,
      "Transfer-Encoding: chunked", "", "no length", "", status=400,
      holds=b"Bad Request")
+_row(G, "the same, mod_autoindex", "/listed/", "Transfer-Encoding: chunked",
+     "", "no length", "", status=400, holds=b"Bad Request")
 _row(G, "the same, found out after the answer", "/lua/puts.lua",
      "Transfer-Encoding: chunked", "", "no length", "", length=PROGRAM,
      connection=("close, RDMA",))

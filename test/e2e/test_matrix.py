@@ -31,11 +31,19 @@ Log = namedtuple("Log", "row port status b O mode bytes declined")
 EXPECTED = [(name, None) for name in matrix.EXPECTED]
 EVENT = conf(matrix.CONF, expect=EXPECTED)
 WORKER = conf(matrix.CONF, mpm="worker", expect=EXPECTED)
+SERVERS = {"event": pytest.mark.httpd(EVENT),
+           "worker": pytest.mark.httpd(WORKER)}
+# `check` asks a worker for these.
+FIRST = {row.group: row for row in reversed(ROWS)
+         if row.via == "http" and not row.tcp}.values()
 mpms = pytest.mark.parametrize("mpm", [
-    pytest.param("event", marks=pytest.mark.httpd(EVENT)),
-    pytest.param("worker", marks=[pytest.mark.httpd(WORKER),
-                                  pytest.mark.long]),
-])
+    pytest.param("event", marks=SERVERS["event"]),
+    pytest.param("worker", marks=[SERVERS["worker"], pytest.mark.long])])
+rows = pytest.mark.parametrize("row,mpm", [
+    pytest.param(row, mpm, id=f"{row.identity}-{mpm}",
+                 marks=[server] if mpm == "event" or row in FIRST
+                 else [server, pytest.mark.long])
+    for mpm, server in SERVERS.items() for row in ROWS])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -146,11 +154,27 @@ def authorization(client, path, user, secret):
             f'cnonce="cnonce", response="{response}"')
 
 
-class Run:
-    """All rows, each way, asked once for each server."""
+def wanted(items, mpm):
+    """The rows that tests are about to judge. Those of a cache build on what
+    comes before them, and some tests need all rows."""
+    params = [item.callspec.params for item in items
+              if item.module.__name__ == __name__]
+    params = [values for values in params if values["mpm"] == mpm]
+    if any("row" not in values for values in params):
+        return ROWS
+    judged = [values["row"] for values in params]
+    last = {row.group: row.ordinal for row in judged
+            if row.group.startswith("mod_cache")}
+    return [row for row in ROWS if row in judged
+            or row.ordinal < last.get(row.group, -1)]
 
-    def __init__(self, client):
+
+class Run:
+    """Rows, each way, asked once for each server."""
+
+    def __init__(self, client, asked):
         self.client = client
+        self.rows = asked
         self.answers = {}
         self.wire = {}
         self.logs = {}
@@ -161,7 +185,7 @@ class Run:
         self._log()
         for way in WAYS:
             client.mark()
-            answers = ask(client, way, of("http"), digest=digest)
+            answers = self._ask(way, "http", digest=digest)
             http = client.wire.take()
             sent, _ = client.lab.sent()
             by_http = list(answers.values())
@@ -172,18 +196,22 @@ class Run:
             wait_until(lambda: self._log_has_all(way), 20,
                        "an entry of each row in matrix.log")
 
+    def _ask(self, way, via, *options, **more):
+        asked = self.of(via)
+        return ask(self.client, way, asked, *options, **more) if asked else {}
+
     def _ask_otherwise(self, way):
         client, lab = self.client, self.client.lab
         answers = {}
         for via, port in (("tls", matrix.TLS), ("tls-open", matrix.TLS_OPEN)):
             with relays.Tls(lab, (lab.server(), port)) as relay:
-                answers |= ask(client, way, of(via), "--server", relay.address,
-                               "--no-address-check")
-        rows = of("pipeline")
-        with relays.Pipeline(lab, (lab.server(), PORT), len(rows)) as relay:
-            answers |= ask(client, way, rows, "--share", "--server",
-                           relay.address, "--no-address-check")
-        for row in of("h2") + of("h2-upgrade"):
+                answers |= self._ask(way, via, "--server", relay.address,
+                                     "--no-address-check")
+        with relays.Pipeline(lab, (lab.server(), PORT),
+                             len(self.of("pipeline"))) as relay:
+            answers |= self._ask(way, "pipeline", "--share", "--server",
+                                 relay.address, "--no-address-check")
+        for row in self.of("h2") + self.of("h2-upgrade"):
             answers[row.ordinal] = ask_by_http2(client, way, row)
         return answers
 
@@ -200,24 +228,22 @@ class Run:
     def _log_has_all(self, way):
         for entry in self._log():
             self.logs[way].setdefault(int(entry.row), []).append(entry)
-        return len(self.logs[way]) == len(ROWS)
+        return len(self.logs[way]) == len(self.rows)
 
-
-def of(via):
-    return [row for row in ROWS if row.via == via]
+    def of(self, via):
+        return [row for row in self.rows if row.via == via]
 
 
 RUNS = {}
 
 
 @pytest.fixture
-def run(client):
-    key = client.httpd.running
-    if key not in RUNS:
-        RUNS[key] = None
-        RUNS[key] = Run(client)
-    assert RUNS[key], "the run has failed before"
-    return RUNS[key]
+def run(request, client, mpm):
+    if mpm not in RUNS:
+        RUNS[mpm] = None
+        RUNS[mpm] = Run(client, wanted(request.session.items, mpm))
+    assert RUNS[mpm], "the run has failed before"
+    return RUNS[mpm]
 
 
 # ---- judging ----------------------------------------------------------------
@@ -309,8 +335,7 @@ def miscounted(row, logged, plain):
         yield f"%b {seen} in the log, not {right}"
 
 
-@mpms
-@pytest.mark.parametrize("row", ROWS, ids=[row.identity for row in ROWS])
+@rows
 def test_row(run, tally, mpm, row):
     plain = run.answers["plain"][row.ordinal]
     plain_logged = run.logs["plain"][row.ordinal]
