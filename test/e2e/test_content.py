@@ -177,9 +177,11 @@ def test_a_program_that_fails(client):
     client.httpd.access()
 
 
-@pytest.mark.parametrize("mode", ["write", "read"])
-@pytest.mark.parametrize("how", ["return 500", "error('it fails')",
-                                 "return apache2.OK"])
+@pytest.mark.parametrize("mode,how", [
+    ("write", "return 500"), ("read", "error('it fails')"),
+    pytest.param("read", "return 500", marks=pytest.mark.long),
+    pytest.param("write", "error('it fails')", marks=pytest.mark.long),
+    pytest.param("write", "return apache2.OK", marks=pytest.mark.long)])
 def test_a_handler_that_fails_at_its_end(client, mode, how):
     """Where the head had gone over TCP: the same, or a visible failure; but never
     a success that TCP would not have had."""
@@ -205,8 +207,10 @@ end
     client.httpd.access(2)
 
 
-@pytest.mark.parametrize("mode", ["write", "read"])
-@pytest.mark.parametrize("line", ["X Foo: a", r"Foo: b\001"])
+@pytest.mark.parametrize("mode,line", [
+    ("write", "X Foo: a"), ("read", r"Foo: b\001"),
+    pytest.param("read", "X Foo: a", marks=pytest.mark.long),
+    pytest.param("write", r"Foo: b\001", marks=pytest.mark.long)])
 def test_a_head_that_httpd_refuses(client, mode, line):
     """Of a program, whose content has been sent already: the answer is httpd's
     error page, and the connection goes on behind it."""
