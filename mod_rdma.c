@@ -17,6 +17,7 @@
 #include <http_core.h>
 #include <http_log.h>
 #include <http_protocol.h>
+#include <http_request.h>
 #include <ap_mpm.h>
 #include <mpm_common.h>
 #include <apr_optional_hooks.h>
@@ -304,6 +305,7 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_post_read_request(rdma_filter_post_read, NULL, NULL, APR_HOOK_LAST);
     /* Access has been checked, no content has been made. */
     ap_hook_handler(rdma_filter_handler, NULL, NULL, APR_HOOK_REALLY_FIRST);
+    ap_hook_fixups(rdma_request_fixups, NULL, NULL, APR_HOOK_MIDDLE);
     /* Whoever sees the log's line finds it counted. */
     ap_hook_log_transaction(rdma_request_logged, NULL, NULL, APR_HOOK_FIRST);
     ap_hook_handler(rdma_status_handler, NULL, NULL, APR_HOOK_MIDDLE);

@@ -159,7 +159,9 @@ void rdma_body_settle(rdma_body *b)
 void rdma_body_said(rdma_body *b, const char *why)
 {
     rdma_body_transit(b, SAID, why);
-    b->deadline = rdma_conn_now() + b->set->conf.lease_timeout;
+    b->revoked = b->aborted; /* then it has been asked for its last word */
+    b->deadline = b->aborted ? rdma_body_progress_deadline(b)
+                             : rdma_conn_now() + b->set->conf.lease_timeout;
     b->set->conf.remind(b->set->conf.baton, b->deadline);
     if (b->peer_said) {
         rdma_body_transit(b, CLOSED, "both last words");
@@ -330,6 +332,17 @@ static void describe(const rdma_body *b, rdma_hdr_response *head)
 int rdma_body_streamed(const rdma_body *b)
 {
     return b->streamed;
+}
+
+int rdma_body_stream(rdma_body *b)
+{
+    int rc;
+
+    rdma_conn_lock(b->set->conn);
+    rc = rdma_body_alive(b) ? b->kind->stream(b) : -1;
+    b->streamed = b->streamed || rc == 0;
+    rdma_conn_unlock(b->set->conn);
+    return rc;
 }
 
 int rdma_body_head(rdma_body *b, rdma_hdr_response *head)

@@ -88,6 +88,11 @@ int rdma_body_flush(rdma_body *b);
 
 int rdma_body_streamed(const rdma_body *b);
 
+/* A body that would go whole is to go as a stream, because its source pauses.
+ * 0, or -1: the window is too small for that, or the connection failed, which
+ * the next step will say; it goes on as it is. May wait, as space does. */
+int rdma_body_stream(rdma_body *b);
+
 /* After open, commit and flush: 1 if the head of a stream must be sent now, with
  * *head in the response field, before anything else is done with the body. */
 int rdma_body_head(rdma_body *b, rdma_hdr_response *head);

@@ -26,6 +26,8 @@ typedef struct body_block {
 typedef struct body_part {
     rdma_arenas_part at;
     uint64_t end; /* body offset behind what was last announced in it */
+    size_t shown; /* bytes of it that the client has been offered last, or all
+                   * before the first time: what may lie there of others */
 } body_part;
 
 /* What differs between the kinds. All but space and commit are called [locked];
@@ -35,6 +37,7 @@ typedef struct body_kind {
     char *(*space)(rdma_body *b, size_t *room); /* takes the lock itself */
     int (*commit)(rdma_body *b);                /* takes the lock itself */
     int (*flush)(rdma_body *b);
+    int (*stream)(rdma_body *b);
     int (*finish)(rdma_body *b);
     void (*describe)(const rdma_body *b, rdma_hdr_response *head);
     void (*head_out)(rdma_body *b);  /* the head has been made */

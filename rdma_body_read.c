@@ -7,14 +7,19 @@
 #include "rdma_body_private.h"
 
 #include <errno.h>
+#include <string.h>
 
 #define PART_LEN ((size_t)512 * 1024) /* bytes, of a stream */
 #define PART_MIN ((size_t)64 * 1024)  /* when memory is short */
 
+/* What was never offered is not to be read, although the arena still can. */
 static void give_back(rdma_body *b)
 {
     unsigned i;
 
+    if (b->nparts > 0 && b->filled > 0 && b->committed > b->announced) {
+        memset(b->parts[b->current].at.mem.base, 0, b->filled);
+    }
     for (i = 0; i < b->nparts; i++) {
         rdma_arenas_give(b->set->arenas, &b->parts[i].at);
     }
@@ -29,8 +34,22 @@ static int take_parts(rdma_body *b, unsigned n, size_t len)
             b->nparts = 0;
             return ENOMEM;
         }
+        b->parts[b->nparts].shown = len;
     }
     return 0;
+}
+
+/* [locked] The part may be read from now on: behind what fills it nothing is
+ * left of other bodies, or of what it held before. (A whole body's part has been
+ * zeroed where the body does not fill it.) */
+static void show(rdma_body *b)
+{
+    body_part *p = &b->parts[b->current];
+
+    if (b->filled < p->shown) {
+        memset(p->at.mem.base + b->filled, 0, p->shown - b->filled);
+    }
+    p->shown = b->filled;
 }
 
 static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
@@ -97,6 +116,7 @@ static int offer(rdma_body *b, unsigned flags)
                       .len = (uint32_t)b->filled};
 
     if (b->filled > 0) {
+        show(b);
         m.stag = rdma_mem_arena_rkey(at->arena);
         m.to = (uintptr_t)at->mem.base;
     }
@@ -113,9 +133,17 @@ static int flush(rdma_body *b)
     }
     if (!b->head_out) {
         b->head_due = 1; /* the head names the first part */
+        show(b);
         return 0;
     }
     return offer(b, 0);
+}
+
+/* [locked] It has one part, which it fills and offers again and again. */
+static int become_stream(rdma_body *b)
+{
+    (void)b;
+    return 0;
 }
 
 static int commit(rdma_body *b)
@@ -176,6 +204,7 @@ const body_kind rdma_body_read_kind = {.reserve = reserve,
                                        .space = space,
                                        .commit = commit,
                                        .flush = flush,
+                                       .stream = become_stream,
                                        .finish = finish,
                                        .describe = describe,
                                        .head_out = head_out,

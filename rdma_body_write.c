@@ -9,6 +9,14 @@
 #include <errno.h>
 #include <stddef.h>
 
+/* A block of a stream is at most a quarter of the ring. */
+static void limit_blocks(rdma_body *b)
+{
+    if (b->window / 4 < b->block_len) {
+        b->block_len = (size_t)(b->window / 4);
+    }
+}
+
 static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
 {
     rdma_mem_pool *pool = b->set->conf.pool;
@@ -17,14 +25,13 @@ static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
     unsigned n = RDMA_BODY_BLOCKS;
 
     b->block_len = RDMA_MEM_BLOCK;
+    b->window = req->len;
     if (b->total > req->len || b->streamed) { /* also if it is not known */
         if (req->len < RDMA_BODY_RING) {
             return RDMA_HDR_WINDOW;
         }
         b->streamed = b->head_due = 1;
-        if (req->len / 4 < b->block_len) {
-            b->block_len = (size_t)(req->len / 4);
-        }
+        limit_blocks(b);
     }
     else if (b->total <= (RDMA_BODY_BLOCKS - 1) * RDMA_MEM_BLOCK) {
         n = (unsigned)((b->total + RDMA_MEM_BLOCK - 1) / RDMA_MEM_BLOCK);
@@ -37,7 +44,6 @@ static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
     }
     b->stag = req->stag;
     b->to = req->to;
-    b->window = req->len;
     b->nblocks = n;
     for (i = 0; i < n; i++) {
         b->blocks[i].body = b;
@@ -173,6 +179,18 @@ static int say_written(rdma_body *b)
     return rdma_conn_say(b->set->conn, &m, NULL) ? -1 : 0;
 }
 
+/* [locked] What it has committed already may lie in one block that is larger
+ * than a quarter of the ring; what comes after it will not. */
+static int become_stream(rdma_body *b)
+{
+    if (b->window < RDMA_BODY_RING || (b->filled > 0 && write_block(b))) {
+        return -1;
+    }
+    limit_blocks(b);
+    b->head_due = 1;
+    return 0;
+}
+
 static int flush(rdma_body *b)
 {
     return (b->filled > 0 && write_block(b)) || say_written(b) ? -1 : 0;
@@ -253,6 +271,7 @@ const body_kind rdma_body_write_kind = {.reserve = reserve,
                                         .space = space,
                                         .commit = commit,
                                         .flush = flush,
+                                        .stream = become_stream,
                                         .finish = finish,
                                         .describe = describe,
                                         .head_out = head_out,

@@ -215,14 +215,6 @@ static int make(rdma_conn *c, const rdma_conn_conf *conf,
     return 0;
 }
 
-/* We never keep more messages outstanding than we have slots for, however deep
- * the peer is. */
-static void start_credits(rdma_conn *c, unsigned peer_depth)
-{
-    rdma_credit_init(&c->credit, c->depth,
-                     peer_depth < c->depth ? peer_depth : c->depth);
-}
-
 int rdma_conn_accept(const rdma_conn_conf *conf, struct rdma_cm_id *id,
                      const rdma_hdr_connect *req, uint32_t number,
                      rdma_conn **out, rdma_conn_failure *why)
@@ -246,7 +238,7 @@ int rdma_conn_accept(const rdma_conn_conf *conf, struct rdma_cm_id *id,
     if (make(c, conf, why)) {
         goto failed;
     }
-    start_credits(c, req->depth);
+    rdma_credit_init(&c->credit, c->depth, req->depth);
     acc.depth = (uint8_t)c->depth;
     rdma_hdr_put_accept(&acc, data);
     param.initiator_depth = (uint8_t)c->reads;
@@ -411,7 +403,7 @@ static int shake_hands(rdma_conn *c, attempt *a)
         return refuse(a->why, RDMA_CONN_CAUSE_PROTOCOL, 0, "accept");
     }
     c->number = acc.conn;
-    start_credits(c, acc.depth);
+    rdma_credit_init(&c->credit, c->depth, acc.depth);
     return 0;
 }
 

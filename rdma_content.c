@@ -55,13 +55,19 @@ static rdma_content_result commit(rdma_content *c)
     return rdma_body_commit(c->body, n) ? RDMA_CONTENT_NO_RDMA : see_to_head(c);
 }
 
-/* The source pauses: nothing that has been taken waits for more. */
-static rdma_content_result flush(rdma_content *c)
+rdma_content_result rdma_content_flush(rdma_content *c)
 {
-    rdma_content_result result = RDMA_CONTENT_MORE;
+    rdma_content_result result;
 
-    if (rdma_body_streamed(c->body)) {
-        result = commit(c);
+    if (c->taken == 0) { /* it may turn out to be nothing at all */
+        return RDMA_CONTENT_MORE;
+    }
+    result = commit(c);
+    if (result == RDMA_CONTENT_MORE && !rdma_body_streamed(c->body)) {
+        if (c->stream(c->baton)) {
+            return RDMA_CONTENT_MORE;
+        }
+        result = see_to_head(c);
     }
     if (result == RDMA_CONTENT_MORE) {
         result =
@@ -299,7 +305,7 @@ static rdma_content_result take_bucket(rdma_content *c, apr_bucket *e)
     }
     status = apr_bucket_read(e, &data, &len, APR_NONBLOCK_READ);
     if (APR_STATUS_IS_EAGAIN(status)) {
-        result = flush(c);
+        result = rdma_content_flush(c);
         if (result != RDMA_CONTENT_MORE) {
             return result;
         }
@@ -327,7 +333,7 @@ rdma_content_result rdma_content_take(rdma_content *c, apr_bucket_brigade *bb)
             return result == RDMA_CONTENT_MORE ? RDMA_CONTENT_ALL : result;
         }
         if (APR_BUCKET_IS_FLUSH(e)) {
-            result = flush(c);
+            result = rdma_content_flush(c);
         }
         else if (!APR_BUCKET_IS_METADATA(e)) {
             result = take_bucket(c, e);

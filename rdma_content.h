@@ -39,6 +39,8 @@ typedef struct rdma_content {
     struct stat file; /* the last one, as it was when we began it; or zero */
     /* A stream has come to the point where its head must go. 0, or -1. */
     int (*head)(void *baton, const rdma_hdr_response *head);
+    /* The source pauses: is what would go whole a stream now? 0, or -1: no. */
+    int (*stream)(void *baton);
     void *baton;
 } rdma_content;
 
@@ -48,6 +50,10 @@ rdma_content_result rdma_content_begin(rdma_content *c, rdma_body *body);
 /* Take what the brigade brings, up to its EOS. Buckets of unknown length become
  * memory, else it stays as it is. */
 rdma_content_result rdma_content_take(rdma_content *c, apr_bucket_brigade *bb);
+
+/* The source pauses: nothing that has been taken waits for more, if that can
+ * be. RDMA_CONTENT_MORE, NO_RDMA or LEFT. */
+rdma_content_result rdma_content_flush(rdma_content *c);
 
 /* Make memory of the brigade's files, all as they were at one moment: so
  * the bytes that go over TCP later are those of one version. 0, or -1: they

@@ -24,12 +24,17 @@
 #include "rdma_content.h"
 #include "rdma_filter.h"
 #include "rdma_request.h"
+#include "rdma_response.h"
 
 APLOG_USE_MODULE(rdma);
 
 /* Content of known length that comes in several brigades is kept as long as TCP
  * is a way back: a longer one is streamed, its head ends the keeping. */
 #define KEEP_MAX ((apr_off_t)1024 * 1024) /* bytes */
+
+/* A source that brings nothing for so long, and then something, has paused:
+ * what it brings does not wait for more of it. */
+#define PAUSE apr_time_from_msec(50)
 
 /* One body on its way; the filter's context. */
 typedef struct rdma_filter_body {
@@ -38,7 +43,17 @@ typedef struct rdma_filter_body {
     rdma_content content;
     apr_bucket_brigade *kept; /* what came before the present brigade */
     apr_off_t gathered;       /* bytes in kept, while the length is unknown */
+    apr_time_t idle_since;    /* then we asked for more of it; 0: not yet */
     int streaming;            /* the head is out: there is no way back */
+
+    /* The response as it was when its content began. */
+    request_rec *r;
+    apr_table_t *fields;
+    int status;
+    const char *status_line;
+
+    int heading; /* the head is on its way down */
+    int refused; /* it has been refused: another response has come instead */
 } rdma_filter_body;
 
 static ap_filter_rec_t *our_filter;
@@ -64,21 +79,24 @@ static void put_behind(request_rec *r, ap_filter_t *f)
     ap_add_output_filter_handle(frec, ctx, r, r->connection);
 }
 
+static int send_head(void *baton, const rdma_hdr_response *head);
+static int become_stream(void *baton);
+
 /* Filters of one type stand in the order in which they were added, and those
  * that make the head are there from the beginning: ours is added behind them,
  * they are added again behind ours. */
-static int send_head(void *baton, const rdma_hdr_response *head);
-
 int rdma_filter_post_read(request_rec *r)
 {
     rdma_request *q = rdma_request_read(r);
     ap_filter_t *header, *error;
     rdma_filter_body *b;
 
+    rdma_request_fixups(r); /* for conditions that are judged before those */
     if (q && (header = find(r, "http_header"))) {
         b = apr_pcalloc(r->pool, sizeof(*b));
         b->q = q;
         b->content.head = send_head;
+        b->content.stream = become_stream;
         b->content.baton = b;
         ap_add_output_filter_handle(our_filter, b, r, r->connection);
         put_behind(r, header);
@@ -115,84 +133,6 @@ int rdma_filter_handler(request_rec *r)
 
 /* ---- judging ----------------------------------------------------------- */
 
-/* 1 if the brigade says that there will be no such response. */
-static int has_error(apr_bucket_brigade *bb)
-{
-    apr_bucket *e;
-
-    for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb);
-         e = APR_BUCKET_NEXT(e)) {
-        if (AP_BUCKET_IS_ERROR(e) || AP_BUCKET_IS_EOC(e)) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* The length of the body that begins with this brigade, or
- * RDMA_CONTENT_UNKNOWN. */
-static apr_off_t body_length(request_rec *r, apr_bucket_brigade *bb)
-{
-    const char *field = apr_table_get(r->headers_out, "Content-Length");
-    apr_off_t length;
-    apr_bucket *e;
-
-    if (field) {
-        return ap_parse_strict_length(&length, field) ? length : RDMA_CONTENT_UNKNOWN;
-    }
-    length = 0;
-    for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb);
-         e = APR_BUCKET_NEXT(e)) {
-        if (APR_BUCKET_IS_EOS(e)) {
-            return length;
-        }
-        if (e->length == (apr_size_t)-1) {
-            return RDMA_CONTENT_UNKNOWN;
-        }
-        length += (apr_off_t)e->length;
-    }
-    return RDMA_CONTENT_UNKNOWN;
-}
-
-/* 1 if a filter that we do not know would see the head without the body, and
- * could not do to it what it is there for. */
-static int has_foreign_filter(const ap_filter_t *ours)
-{
-    static const char *const known[] = {
-        "http_header", "http_outerror", "cache_remove_url", "cache_invalidate"
-    };
-    const ap_filter_t *f;
-    size_t i;
-
-    for (f = ours->next; f && f->frec->ftype < AP_FTYPE_CONNECTION;
-         f = f->next) {
-        for (i = 0; i < sizeof(known) / sizeof(known[0]); i++) {
-            if (!strcmp(f->frec->name, known[i])) {
-                break;
-            }
-        }
-        if (i == sizeof(known) / sizeof(known[0])) {
-            return 1;
-        }
-    }
-    return 0;
-}
-
-/* No field at all: not for such a response, not in this directory, and not
- * where HTTP/1.1 is to be answered as HTTP/1.0. */
-static int is_without_field(request_rec *r, apr_off_t length)
-{
-    return r->header_only || AP_STATUS_IS_HEADER_ONLY(r->status) || length == 0
-           || r->connection->aborted
-           || apr_table_get(r->subprocess_env, "downgrade-1.0")
-           || !rdma_config_enabled(rdma_config_of(r));
-}
-
-static int has_eos(apr_bucket_brigade *bb)
-{
-    return !APR_BRIGADE_EMPTY(bb) && APR_BUCKET_IS_EOS(APR_BRIGADE_LAST(bb));
-}
-
 static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b,
                                apr_bucket_brigade *bb, rdma_body **out)
 {
@@ -203,7 +143,7 @@ static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b,
     if (why != RDMA_HDR_NOT_DECLINED) {
         return why;
     }
-    if (has_foreign_filter(f)) {
+    if (rdma_response_has_foreign_filter(f)) {
         return RDMA_HDR_POLICY;
     }
     if (length > (apr_off_t)RDMA_HDR_TOTAL_MAX) {
@@ -214,18 +154,28 @@ static rdma_hdr_declined judge(ap_filter_t *f, rdma_filter_body *b,
         return RDMA_HDR_SMALL;
     }
     return rdma_request_open(b->q, r, length,
-                             (length > KEEP_MAX && !has_eos(bb))
+                             (length > KEEP_MAX && !rdma_response_has_eos(bb))
                                  || !apr_is_empty_table(r->trailers_out),
                              out);
+}
+
+/* 1 if the source has paused before it brought this brigade. */
+static int has_paused(const rdma_filter_body *b)
+{
+    return b->idle_since && apr_time_now() - b->idle_since > PAUSE;
 }
 
 /* Content of unknown length: is there enough of it to judge? 1: yes, or its
  * source pauses, and what there is must not wait; or its end is there, and
  * its length is known now. 0: wait for more. */
-static int is_enough(rdma_filter_body *b, apr_bucket_brigade *bb)
+static int is_enough(rdma_filter_body *b, apr_bucket_brigade *bb, int paused)
 {
     apr_off_t min = rdma_config_min_size(rdma_config_of(b->f->r));
     apr_bucket *e;
+
+    if (min > KEEP_MAX) {
+        min = KEEP_MAX;
+    }
 
     for (e = APR_BRIGADE_FIRST(bb); e != APR_BRIGADE_SENTINEL(bb);
          e = APR_BUCKET_NEXT(e)) {
@@ -237,18 +187,20 @@ static int is_enough(rdma_filter_body *b, apr_bucket_brigade *bb)
             return 1;
         }
         if (APR_BUCKET_IS_FLUSH(e)) {
-            return 1;
+            paused = 1;
         }
-        if (APR_BUCKET_IS_METADATA(e)) {
-            continue;
+        else if (!APR_BUCKET_IS_METADATA(e)) {
+            /* Before the first byte there is nothing to judge. */
+            if (e->length == (apr_size_t)-1
+                && apr_bucket_read(e, &data, &len,
+                                   b->gathered > 0 ? APR_NONBLOCK_READ
+                                                   : APR_BLOCK_READ)
+                       != APR_SUCCESS) {
+                return 1; /* nothing yet, or an error: who takes it will see */
+            }
+            b->gathered += (apr_off_t)e->length;
         }
-        if (e->length == (apr_size_t)-1
-            && apr_bucket_read(e, &data, &len, APR_NONBLOCK_READ)
-                   != APR_SUCCESS) {
-            return 1; /* nothing yet, or an error: who takes it will see */
-        }
-        b->gathered += (apr_off_t)e->length;
-        if (b->gathered >= min && b->gathered > 0) {
+        if (b->gathered > 0 && (paused || b->gathered >= min)) {
             return 1;
         }
     }
@@ -265,6 +217,28 @@ static apr_status_t pass_kept(ap_filter_t *f, rdma_filter_body *b,
     }
     ap_remove_output_filter(f);
     return ap_pass_brigade(f->next, bb);
+}
+
+static void drop_all(rdma_filter_body *b, apr_bucket_brigade *bb)
+{
+    if (b->kept) {
+        apr_brigade_cleanup(b->kept);
+    }
+    if (bb) {
+        apr_brigade_cleanup(bb);
+    }
+}
+
+/* What has come so far was of a response that will not be. */
+static void start_over(rdma_filter_body *b)
+{
+    (void)rdma_request_abandon(b->q, RDMA_HDR_FAILED, RDMA_HDR_ABORT_CONTENT);
+    rdma_content_reset(&b->content);
+    drop_all(b, NULL);
+    b->gathered = 0;
+    b->idle_since = 0;
+    b->streaming = 0;
+    b->r = NULL;
 }
 
 /* Over TCP, as if we were not there, but for the field that says why. */
@@ -287,21 +261,6 @@ static apr_status_t pass_empty(ap_filter_t *f, rdma_filter_body *b,
     return pass_kept(f, b, bb);
 }
 
-static void drop_all(rdma_filter_body *b, apr_bucket_brigade *bb)
-{
-    if (b->kept) {
-        apr_brigade_cleanup(b->kept);
-    }
-    apr_brigade_cleanup(bb);
-}
-
-static void append_error(request_rec *r, apr_bucket_brigade *bb, int status)
-{
-    APR_BRIGADE_INSERT_TAIL(bb, ap_bucket_error_create(status, NULL, r->pool,
-                                                       bb->bucket_alloc));
-    APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_eos_create(bb->bucket_alloc));
-}
-
 /* The content is not what was announced: no response can be right. HTTP_HEADER
  * makes a response of the error, which comes back through us. */
 static apr_status_t pass_error(ap_filter_t *f, rdma_filter_body *b,
@@ -309,11 +268,10 @@ static apr_status_t pass_error(ap_filter_t *f, rdma_filter_body *b,
 {
     request_rec *r = f->r;
 
-    (void)rdma_request_abandon(b->q, RDMA_HDR_FAILED, RDMA_HDR_ABORT_CONTENT);
-    rdma_content_reset(&b->content);
+    start_over(b);
     drop_all(b, bb);
     r->bytes_sent = 0;
-    append_error(r, bb, HTTP_INTERNAL_SERVER_ERROR);
+    rdma_response_append_error(r, bb, HTTP_INTERNAL_SERVER_ERROR);
     return ap_pass_brigade(f->next, bb);
 }
 
@@ -350,26 +308,37 @@ static apr_status_t cut(ap_filter_t *f, rdma_filter_body *b,
     rdma_request_count(r, b->content.taken);
     rdma_content_reset(&b->content);
     drop_all(b, bb);
-    append_error(r, bb, HTTP_BAD_GATEWAY);
     r->connection->keepalive = AP_CONN_CLOSE;
     ap_remove_output_filter(f);
-    ap_pass_brigade(f->next, bb);
+    if (!find(r, "http_header")) { /* else nobody has seen a head to doubt */
+        rdma_response_append_error(r, bb, HTTP_BAD_GATEWAY);
+        ap_pass_brigade(f->next, bb);
+    }
     return APR_ECONNABORTED;
 }
 
-/* What is left of a brigade when its body has gone another way. */
-static void drop_data(apr_bucket_brigade *bb)
+/* Pass on what makes HTTP_HEADER send the head: with the status that the
+ * response had when its content began, as it would have been sent without us.
+ * It may refuse it, and then makes another response, which comes through us
+ * before this returns: b->refused. */
+static apr_status_t pass_head(ap_filter_t *f, rdma_filter_body *b,
+                              apr_bucket_brigade *bb)
 {
-    apr_bucket *e = APR_BRIGADE_FIRST(bb);
+    request_rec *r = f->r;
+    int now = r->status;
+    const char *line_now = r->status_line;
+    apr_status_t status;
 
-    while (e != APR_BRIGADE_SENTINEL(bb)) {
-        apr_bucket *next = APR_BUCKET_NEXT(e);
-
-        if (!APR_BUCKET_IS_METADATA(e) || APR_BUCKET_IS_FLUSH(e)) {
-            apr_bucket_delete(e);
-        }
-        e = next;
+    r->status = b->status;
+    r->status_line = b->status_line;
+    b->heading = 1;
+    status = ap_pass_brigade(f->next, bb);
+    b->heading = 0;
+    if (!b->refused) {
+        r->status = now;
+        r->status_line = line_now;
     }
+    return status;
 }
 
 /* All has been taken: say so, and send a head without a body, or, after a
@@ -400,9 +369,15 @@ static apr_status_t pass_end(ap_filter_t *f, rdma_filter_body *b,
     if (b->kept) {
         APR_BRIGADE_PREPEND(bb, b->kept);
     }
-    drop_data(bb);
-    ap_remove_output_filter(f);
-    status = ap_pass_brigade(f->next, bb);
+    rdma_response_drop_data(bb);
+    if (b->streaming) {
+        ap_remove_output_filter(f);
+        status = ap_pass_brigade(f->next, bb);
+    }
+    else { /* we go when it has gone */
+        status = pass_head(f, b, bb);
+        ap_remove_output_filter(f);
+    }
     rdma_request_release(b->q);
     return status;
 }
@@ -416,6 +391,7 @@ static int send_head(void *baton, const rdma_hdr_response *head)
     apr_off_t length =
         b->content.length == RDMA_CONTENT_UNKNOWN ? 0 : b->content.length;
     apr_bucket_brigade *bb;
+    apr_status_t status;
 
     if (rdma_request_answer(b->q, r, head, length)) {
         return -1;
@@ -428,10 +404,16 @@ static int send_head(void *baton, const rdma_hdr_response *head)
     r->chunked = 1;
     bb = apr_brigade_create(r->pool, r->connection->bucket_alloc);
     APR_BRIGADE_INSERT_TAIL(bb, apr_bucket_flush_create(bb->bucket_alloc));
-    return ap_pass_brigade(f->next, bb) == APR_SUCCESS
-                   && !r->connection->aborted
-               ? 0
-               : -1;
+    status = pass_head(f, b, bb);
+    return status == APR_SUCCESS && !b->refused && !r->connection->aborted ? 0
+                                                                           : -1;
+}
+
+static int become_stream(void *baton)
+{
+    const rdma_filter_body *b = baton;
+
+    return rdma_request_stream(b->q);
 }
 
 /* ---- the filter -------------------------------------------------------- */
@@ -439,7 +421,7 @@ static int send_head(void *baton, const rdma_hdr_response *head)
 /* A response begins. RDMA_CONTENT_MORE: it goes by RDMA; else *status is what
  * passing it on, or waiting for more of it, has returned. */
 static int begin(ap_filter_t *f, rdma_filter_body *b, apr_bucket_brigade *bb,
-                 apr_status_t *status, rdma_content_result *result)
+                 int paused, apr_status_t *status, rdma_content_result *result)
 {
     request_rec *r = f->r;
     rdma_hdr_declined why;
@@ -449,14 +431,14 @@ static int begin(ap_filter_t *f, rdma_filter_body *b, apr_bucket_brigade *bb,
     apr_table_unset(r->headers_out, RDMA_HDR_FIELD);
     apr_table_unset(r->err_headers_out, RDMA_HDR_FIELD);
     if (b->gathered == 0) {
-        b->content.length = body_length(r, bb);
+        b->content.length = rdma_response_length(r, bb);
     }
-    if (b->content.length == RDMA_CONTENT_UNKNOWN && !is_enough(b, bb)
-        && !is_without_field(r, b->content.length)) {
+    if (b->content.length == RDMA_CONTENT_UNKNOWN && !is_enough(b, bb, paused)
+        && !rdma_response_is_without_field(r, b->content.length)) {
         *status = ap_save_brigade(f, &b->kept, &bb, r->pool);
         return 0;
     }
-    if (is_without_field(r, b->content.length)) {
+    if (rdma_response_is_without_field(r, b->content.length)) {
         why = rdma_request_abandon(b->q, RDMA_HDR_NOT_DECLINED,
                                    RDMA_HDR_ABORT_CANCELLED);
         /* Whatever the response is, it has to say that something was posted. */
@@ -484,8 +466,7 @@ static apr_status_t go_on(ap_filter_t *f, rdma_filter_body *b,
     case RDMA_CONTENT_MORE:
         return ap_save_brigade(f, &b->kept, &bb, f->r->pool);
     case RDMA_CONTENT_ALL:
-        return b->content.taken > 0 ? pass_end(f, b, bb)
-                                    : pass_empty(f, b, bb);
+        return b->content.taken > 0 ? pass_end(f, b, bb) : pass_empty(f, b, bb);
     case RDMA_CONTENT_CHANGED:
         return pass_one_version(f, b, bb);
     case RDMA_CONTENT_WRONG:
@@ -524,10 +505,45 @@ static apr_status_t stream_on(ap_filter_t *f, rdma_filter_body *b,
     }
 }
 
+/* 1 if this brigade begins another response than the one that we have in part,
+ * and whose head is not out: a handler that failed without a word has had an
+ * error page made, or sent elsewhere. Also if it is the answer to our head. */
+static int is_another(const rdma_filter_body *b, const request_rec *r)
+{
+    return b->heading
+           || (b->r && !b->streaming
+               && (b->r != r
+                   || (b->fields != r->headers_out && b->status != r->status)));
+}
+
+/* See what brings the brigade, whose response we know. */
+static apr_status_t take(ap_filter_t *f, rdma_filter_body *b,
+                         apr_bucket_brigade *bb)
+{
+    rdma_content_result result = RDMA_CONTENT_MORE;
+    int paused = has_paused(b);
+    apr_status_t status;
+
+    if (!b->content.body && !begin(f, b, bb, paused, &status, &result)) {
+        return status;
+    }
+    if (result == RDMA_CONTENT_MORE) {
+        result = rdma_content_take(&b->content, bb);
+    }
+    if (result == RDMA_CONTENT_MORE && paused) {
+        result = rdma_content_flush(&b->content);
+    }
+    if (b->refused) { /* all has been said in another response */
+        drop_all(b, bb);
+        return AP_FILTER_ERROR;
+    }
+    return b->streaming ? stream_on(f, b, bb, result) : go_on(f, b, bb, result);
+}
+
 static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
 {
     rdma_filter_body *b = f->ctx;
-    rdma_content_result result = RDMA_CONTENT_MORE;
+    request_rec *r = f->r;
     apr_status_t status;
 
     if (!b) { /* somebody's SetOutputFilter */
@@ -538,31 +554,32 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
     if (APR_BRIGADE_EMPTY(bb)) {
         return APR_SUCCESS;
     }
-    if (has_error(bb)) {
+    if (is_another(b, r)) {
+        b->refused = b->heading;
+        start_over(b);
+        r->chunked = 0;
+    }
+    if (rdma_response_has_error(bb, b->gathered > 0 || b->content.taken > 0)) {
         if (b->streaming) {
             return cut(f, b, bb, "the content broke off");
         }
-        (void)rdma_request_abandon(b->q, RDMA_HDR_FAILED,
-                                   RDMA_HDR_ABORT_CONTENT);
-        rdma_content_reset(&b->content);
-        b->gathered = 0;
-        if (b->kept) {
-            apr_brigade_cleanup(b->kept);
-        }
+        start_over(b);
+        r->bytes_sent = 0;
         return ap_pass_brigade(f->next, bb);
     }
-    if (!b->content.body && !begin(f, b, bb, &status, &result)) {
-        return status;
+    if (!b->r) {
+        b->r = r;
+        b->fields = r->headers_out;
+        b->status = r->status;
+        b->status_line = r->status_line;
     }
-    if (result == RDMA_CONTENT_MORE) {
-        result = rdma_content_take(&b->content, bb);
-    }
-    return b->streaming ? stream_on(f, b, bb, result)
-                        : go_on(f, b, bb, result);
+    status = take(f, b, bb);
+    b->idle_since = apr_time_now();
+    return status;
 }
 
 void rdma_filter_register(void)
 {
-    our_filter = ap_register_output_filter("RDMA_BODY", output, NULL,
-                                           AP_FTYPE_PROTOCOL);
+    our_filter =
+        ap_register_output_filter("RDMA_BODY", output, NULL, AP_FTYPE_PROTOCOL);
 }

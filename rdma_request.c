@@ -38,6 +38,7 @@ struct rdma_request {
     int refused;             /* a forbidden address has been logged */
     int declined;            /* it is answered over TCP */
     uint32_t failed_conn;    /* the body was given up after a post on it; 0 */
+    uint32_t answered;       /* the connection that the head names; 0 */
 };
 
 static rdma_cache *engine;
@@ -49,17 +50,26 @@ void rdma_request_engine_set(rdma_cache *child_engine)
 
 /* ---- the request field ------------------------------------------------- */
 
-/* The list without one option; NULL if nothing is left. httpd has folded the
- * field lines into one. */
+/* The list without one option; NULL if nothing is left. *found: it was there.
+ * httpd has folded the field lines into one. */
 static const char *without_option(apr_pool_t *p, const char *list,
-                                  const char *option)
+                                  const char *option, int *found)
 {
     const char *left = NULL;
     char *last, *word = apr_strtok(apr_pstrdup(p, list), ",", &last);
 
+    *found = 0;
     for (; word; word = apr_strtok(NULL, ",", &last)) {
-        apr_collapse_spaces(word, word);
-        if (*word && ap_cstr_casecmp(word, option)) {
+        char *end = word + strlen(word);
+
+        word += strspn(word, " \t");
+        while (end > word && (end[-1] == ' ' || end[-1] == '\t')) {
+            *--end = '\0';
+        }
+        if (!ap_cstr_casecmp(word, option)) {
+            *found = 1;
+        }
+        else if (*word) {
             left = left ? apr_pstrcat(p, left, ", ", word, NULL) : word;
         }
     }
@@ -67,19 +77,25 @@ static const char *without_option(apr_pool_t *p, const char *list,
 }
 
 /* A field that stays would reach CGI programs, access logs and the cache's
- * files with the token in it, and would be forwarded by a proxy. */
-static void strip(request_rec *r, const char *connection)
+ * files with the token in it, and would be forwarded by a proxy. 1 if it was
+ * nominated. */
+static int strip(request_rec *r)
 {
+    const char *connection = apr_table_get(r->headers_in, "Connection");
+    int named = 0;
+
     apr_table_unset(r->headers_in, RDMA_HDR_FIELD);
     if (connection) {
-        connection = without_option(r->pool, connection, RDMA_HDR_FIELD);
-        if (connection) {
-            apr_table_setn(r->headers_in, "Connection", connection);
-        }
-        else {
-            apr_table_unset(r->headers_in, "Connection");
-        }
+        connection =
+            without_option(r->pool, connection, RDMA_HDR_FIELD, &named);
     }
+    if (named && connection) {
+        apr_table_setn(r->headers_in, "Connection", connection);
+    }
+    else if (named) {
+        apr_table_unset(r->headers_in, "Connection");
+    }
+    return named;
 }
 
 static apr_status_t end(void *qv)
@@ -93,18 +109,13 @@ static apr_status_t end(void *qv)
 rdma_request *rdma_request_read(request_rec *r)
 {
     const char *field = apr_table_get(r->headers_in, RDMA_HDR_FIELD);
-    const char *connection;
     rdma_request *q;
-    int named;
 
-    if (!field || r->main || r->prev) {
-        return NULL;
-    }
-    connection = apr_table_get(r->headers_in, "Connection");
-    named = connection && ap_find_token(r->pool, connection, RDMA_HDR_FIELD);
-    strip(r, connection);
-    if (!named || r->connection->master || r->proto_num != HTTP_VERSION(1, 1)
-        || r->method_number != M_GET || r->header_only) {
+    /* Also of a redirect: its first request may have failed before it came
+     * here, as one without Host does. */
+    if (!field || !strip(r) || r->main || r->prev || r->connection->master
+        || r->proto_num != HTTP_VERSION(1, 1) || r->method_number != M_GET
+        || r->header_only) {
         return NULL;
     }
     rdma_count_add(RDMA_COUNT_RequestsAsked, 1);
@@ -323,6 +334,14 @@ void rdma_request_start(rdma_request *q, request_rec *r)
     }
 }
 
+static void end_stream(rdma_request *q)
+{
+    if (q->streaming) {
+        q->streaming = 0;
+        rdma_cache_stream_end(engine);
+    }
+}
+
 rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
                                     apr_off_t total, int stream,
                                     rdma_body **out)
@@ -334,7 +353,11 @@ rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
     /* Known without a connection. */
     if (q->to.kind == RDMA_HDR_WRITE && q->field.len < RDMA_BODY_RING
         && (stream || total < 0 || (uint64_t)total > q->field.len)) {
-        return RDMA_HDR_WINDOW;
+        if (rdma_config_mode_get(rdma_config_of(r)) != RDMA_CONFIG_AUTO
+            || !rdma_hdr_offers(&q->field, RDMA_HDR_READ)) {
+            return RDMA_HDR_WINDOW;
+        }
+        q->to.kind = RDMA_HDR_READ;
     }
     why = acquire(q);
     if (why == RDMA_HDR_NOT_DECLINED) {
@@ -365,12 +388,17 @@ rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
     return why;
 }
 
-static void end_stream(rdma_request *q)
+int rdma_request_stream(rdma_request *q)
 {
-    if (q->streaming) {
-        q->streaming = 0;
-        rdma_cache_stream_end(engine);
+    if (rdma_cache_stream_begin(engine)) {
+        return -1;
     }
+    q->streaming = 1;
+    if (rdma_body_stream(q->body)) {
+        end_stream(q);
+        return -1;
+    }
+    return 0;
 }
 
 int rdma_request_finish(rdma_request *q, rdma_hdr_response *head)
@@ -389,6 +417,9 @@ rdma_hdr_declined rdma_request_abandon(rdma_request *q, rdma_hdr_declined why,
     if (q->body) {
         q->failed_conn = rdma_body_abandon(q->body, reason);
         q->body = NULL;
+    }
+    else if (q->answered) { /* by a head that was not sent */
+        q->failed_conn = q->answered;
     }
     end_stream(q);
     rdma_request_release(q);
@@ -440,6 +471,7 @@ int rdma_request_answer(rdma_request *q, request_rec *r,
         q->failed_conn = head->conn;
         return -1;
     }
+    q->answered = head->conn;
     note(r, "RDMA_MODE", kind);
     rdma_request_count(r, bytes);
     ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
@@ -471,6 +503,14 @@ void rdma_request_decline(rdma_request *q, request_rec *r,
     note(r, "RDMA_DECLINED", name);
     ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
                   "RDMA0015: id %u: over TCP, declined=%s", head.id, name);
+}
+
+int rdma_request_fixups(request_rec *r)
+{
+    if (rdma_request_of(r)) {
+        apr_table_setn(r->subprocess_env, "RDMA_OFFERED", "1");
+    }
+    return DECLINED;
 }
 
 int rdma_request_logged(request_rec *r)

@@ -52,6 +52,10 @@ rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
                                     apr_off_t total, int stream,
                                     rdma_body **out);
 
+/* An open body that would go whole is to go as a stream. 0, or -1: too many do,
+ * or it cannot; it goes on as it is. */
+int rdma_request_stream(rdma_request *q);
+
 /* The body is complete. 1: *head is what the response says, and the body
  * belongs to the engine; 0: rdma_request_abandon() says how to go on. */
 int rdma_request_finish(rdma_request *q, rdma_hdr_response *head);
@@ -73,6 +77,10 @@ int rdma_request_answer(rdma_request *q, request_rec *r,
 void rdma_request_count(request_rec *r, apr_off_t bytes);
 void rdma_request_decline(rdma_request *q, request_rec *r,
                           rdma_hdr_declined why);
+
+/* The hook fixups, of subrequests and redirects, too: what a program may know
+ * of it. */
+int rdma_request_fixups(request_rec *r);
 
 /* The hook log_transaction: only now is it known what went over TCP. */
 int rdma_request_logged(request_rec *r);

@@ -13,7 +13,7 @@ SIZE = 1 << 20
 SHORT = """
 RdmaEnable On
 RdmaLeaseTimeout 1s
-RdmaTimeout 1s
+RdmaTimeout 3s
 """
 
 
