@@ -109,7 +109,7 @@ def answered(client, line, *fields):
     (414, f"GET /{'x' * 9000} HTTP/1.1", ("Host: server",)),
     (400, "GET /50000.bin HTTP/1.1", ("Host: server", "A: " + "b" * 9000)),
     (400, "GET /50000.bin HTTP/1.1", ("Host: server", "A b: c")),
-], ids=["no Host", "Expect", "star", "long URI", "long field", "bad field"])
+], ids=["no Host", "Expect", "star", "huge URI", "huge field", "bad field"])
 def test_answers_before_the_request_was_read(client, status, line, fields):
     """They go over TCP, and an error page's program sees no token."""
     environment(client)
