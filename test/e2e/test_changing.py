@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from clients import Peer
 from content import SEED, differs, make
 from httpd import conf
 from status import status, wait_for
@@ -88,6 +89,65 @@ def test_stream(client, mode, change, survives):
     client.fetch(100_000, by=mode, alone=False)
 
 
+def parts_of(body):
+    """The bytes of a body, or of its parts, without what stands around them."""
+    mark = re.match(rb"\r\n--([^\r]*)\r\n", body)
+    if not mark:
+        return body
+    parts = body.split(b"\r\n--" + mark.group(1))[1:-1]
+    return b"".join(part.partition(b"\r\n\r\n")[2] for part in parts)
+
+
+def ends_of(ranges, size):
+    """The first and the last byte of each range; without one, of the file."""
+    return [[int(end) for end in one.split("-")]
+            for one in (ranges or f"0-{size - 1}").split(",")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranges", ["", "1000000-2999999",
+                                    "0-999999,1500000-2999999"],
+                         ids=["whole", "a range", "ranges"])
+@pytest.mark.parametrize("change", [append, truncate, rewrite, replace])
+def test_whole(client, change, ranges):
+    """Changed when some of it lies in the client's window, and the head is not
+    out: the client gets one version, over TCP if it is the new one, or an
+    error."""
+    path = client.site.file(STREAM, "changing")
+    folder = client.folder / "saved"
+    folder.mkdir()
+    options = ["--header", f"Range: bytes={ranges}"] if ranges else []
+    before = status()["ConnectionsOpenWrite"]
+    client.lab.netem("rate", "8mbit", "limit", "10000")
+    try:
+        process = client.start_peer([path], "--window", 4 << 20, "--save",
+                                    folder, *options, mode="write",
+                                    verify=None)
+        wait_for(ConnectionsOpenWrite=before + 1)
+        time.sleep(0.7)
+        assert not (folder / "1.head").exists()
+        change(client.site.root / path[1:])
+    finally:
+        client.lab.mend()
+    run = Peer(*client.finish(process))
+    (client.site.root / path[1:]).unlink(missing_ok=True)
+    detail, = run.details
+    client.httpd.skip_access()
+    if change is replace:
+        assert (detail["result"], detail["path"]) == ("ok", "write"), run.json
+        client.tally.body(True, detail["bytes"])
+    elif detail["result"] == "ok" and detail["status"] < 500:
+        assert (detail["path"], detail["declined"]) == ("tcp", "failed"), \
+            run.json
+    if detail["result"] == "ok" and detail["status"] < 500:
+        assert change is not truncate
+        right = make(STREAM, OTHER if change is rewrite else SEED)
+        got = parts_of((folder / "1.body").read_bytes())
+        assert got == b"".join(right[first:last + 1] for first, last
+                               in ends_of(ranges, STREAM))
+    client.fetch(100_000, by="write", alone=False)
+
+
 class Writer(threading.Thread):
     """Rewrites a file in place, in passes from its begin to its end: pass n
     fills it with blocks that say n. So at any moment there is n in front and
@@ -134,16 +194,6 @@ class Writer(threading.Thread):
         return f"changes at {steps[:4]}: {words[0]} to {words[-1]}"
 
 
-def parts_of(result):
-    """The bytes of a body, or of its parts, without what stands around them."""
-    body = result.target.read_bytes()
-    mark = re.match(rb"\r\n--([^\r]*)\r\n", body)
-    if not mark:
-        return body
-    parts = body.split(b"\r\n--" + mark.group(1))[1:-1]
-    return b"".join(part.partition(b"\r\n\r\n")[2] for part in parts)
-
-
 @MODES
 @pytest.mark.parametrize("ranges", [
     "", pytest.param("4096-405503", marks=pytest.mark.long),
@@ -155,16 +205,15 @@ def test_rewritten_all_the_time(client, mode, ranges):
     writer = Writer(path)
     path.chmod(0o644)
     writer.start()
-    ends = [[int(end) for end in one.split("-")]
-            for one in (ranges or "0-409599").split(",")]
-    size = sum(last - first + 1 for first, last in ends)
+    size = sum(last - first + 1 for first, last in ends_of(ranges, 409_600))
     options = [f"--header=Range: bytes={ranges}"] if ranges else []
     ways = []
     try:
         for _ in range(40):
             result = client.rwget("/hot.bin", *options, rdma=mode)
             if result.status == 0:
-                wrong = writer.judge(parts_of(result), size)
+                wrong = writer.judge(parts_of(result.target.read_bytes()),
+                                     size)
                 assert not wrong, (result.json, wrong)
                 ways.append(result.path)
             else:

@@ -232,7 +232,7 @@ cat {client.site.root}/{SIZE}.bin""")
     assert first["declined"] in ("", "failed"), first
     assert (second["result"], second["path"]) == ("ok", mode), run.json
     entry, _ = client.httpd.access(2)
-    assert (entry.status, entry.b) == ("500", str(len(page))), entry
+    assert entry.status == "500", entry
     if first["declined"]:
         assert (entry.mode, entry.bytes, entry.declined) == (
             "tcp", "-", "failed"), entry
