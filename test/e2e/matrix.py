@@ -635,9 +635,11 @@ _row(G, "mod_expires", f"/expiring{FILE}", length=SIZE,
 _row(G, "mod_asis", "/asis/page.asis", status=203, shows={"X-Asis": "yes"},
      length=9000)
 _row(G, "mod_asis, chunked already", "/asis/coded.asis", length=5,
-     holds=b"coded", tcp="httpd does not frame it")
+     holds=b"coded", tcp="httpd does not frame it",
+     connection=("close, RDMA",))
 _row(G, "CGI that makes the head, too (nph-)", "/programs/nph-it.cgi",
-     length=PROGRAM, tcp="it goes past httpd's filters")
+     length=PROGRAM, tcp="it goes past httpd's filters",
+     connection=("close, RDMA",))
 _row(G, "mod_rewrite, internal", "/rewritten/inside.bin", length=SIZE)
 _row(G, "mod_rewrite, proxied", "/rewritten/proxied.bin", length=SIZE)
 _row(G, "mod_rewrite, a redirect", "/rewritten/moved.bin", status=302,
