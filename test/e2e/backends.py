@@ -1,8 +1,10 @@
 """Servers behind httpd, that say what httpd itself would not say."""
+import re
 import socket
 import socketserver
 import struct
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from hosts import wait_until
 
 
 PARTS = [b"the first\n", b"the second\n", b"the last\n"]
+# Those that httpd sends on at once, whoever has made them.
+LARGE = [part.rstrip().ljust(5000, b".") + b"\n" for part in PARTS]
 MUCH = 64 << 20
 PHP_FPM = "/usr/sbin/php-fpm8.2"
 
@@ -19,11 +23,16 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = True
 
+    def handle_error(self, request, client_address):
+        """A client that leaves is none of our business."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 def serve(handler, port):
-    """Serves until the returned server is told to shutdown() and
-    server_close()."""
-    server = _Server(("127.0.0.1", port), handler)
+    """Serves, at all addresses of the server's host, until the returned server
+    is told to shutdown() and server_close()."""
+    server = _Server(("", port), handler)
     threading.Thread(target=server.serve_forever, args=(0.05,),
                      daemon=True).start()
     return server
@@ -39,14 +48,17 @@ class Raw(socketserver.StreamRequestHandler):
     """HTTP/1.1 as it is written here; one request for each connection."""
 
     SIZE = 200_000
-    gate = None  # the semaphore that `pauses` waits for
+    gate = None  # the semaphore that `pauses` and `waits` wait for
+    waiting = threading.Event()  # `waits` does
     sent = 0     # bytes of `much`
+    asked = set()  # URLs of `flaky`
 
     def handle(self):
         line = self.rfile.readline().decode()
         while self.rfile.readline().strip():
             pass
-        name = line.split()[1].strip("/").replace("-", "_")
+        self.url = line.split()[1]
+        name = self.url.partition("?")[0].strip("/").replace("-", "_")
         getattr(self, name)(make(self.SIZE))
 
     def _head(self, *fields):
@@ -78,12 +90,47 @@ class Raw(socketserver.StreamRequestHandler):
             gate.acquire(timeout=60)
         self.wfile.write(b"0\r\n\r\n")
 
+    def pauses_with_length(self, _):
+        gate = Raw.gate
+        self._head(f"Content-Length: {sum(map(len, LARGE))}")
+        for part in LARGE:
+            self.wfile.write(part)
+            gate.acquire(timeout=60)
+
+    def waits(self, body):
+        """With its content, until told."""
+        gate = Raw.gate
+        self._head("Transfer-Encoding: chunked")
+        Raw.waiting.set()
+        gate.acquire(timeout=60)
+        for chunk in _chunked(body):
+            self.wfile.write(chunk)
+        self.wfile.write(b"0\r\n\r\n")
+
     def much(self, _):
-        Raw.sent = 0
         self._head(f"Content-Length: {MUCH}")
+        self._much(lambda part: part)
+
+    def much_chunked(self, _):
+        self._head("Transfer-Encoding: chunked")
+        self._much(lambda part: b"%x\r\n%b\r\n" % (len(part), part))
+        self.wfile.write(b"0\r\n\r\n")
+
+    much_streamed = much_chunked
+
+    def _much(self, framed):
+        Raw.sent = 0
         for at in range(0, MUCH, 1 << 20):
-            self.wfile.write(make(1 << 20, SEED + at))
+            self.wfile.write(framed(make(1 << 20, SEED + at)))
             Raw.sent += 1 << 20
+
+    def websocket(self, _):
+        """Another protocol: what comes goes back."""
+        self.wfile.write(
+            b"HTTP/1.1 101 Switching Protocols\r\n"
+            b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n")
+        while data := self.request.recv(4096):
+            self.wfile.write(data)
 
     def breaks_with_length(self, body):
         self._head(f"Content-Length: {2 * len(body)}")
@@ -98,6 +145,16 @@ class Raw(socketserver.StreamRequestHandler):
         self._head("Transfer-Encoding: chunked")
         for chunk in _chunked(make(3 << 20), 70_000):
             self.wfile.write(chunk)
+
+    def flaky(self, body):
+        """Answers a URL once."""
+        if self.url in Raw.asked:
+            self.wfile.write(b"HTTP/1.1 500 Not Again\r\nContent-Length: 0\r\n"
+                             b"Connection: close\r\n\r\n")
+            return
+        Raw.asked.add(self.url)
+        self._head(f"Content-Length: {len(body)}", 'ETag: "once"')
+        self.wfile.write(body)
 
     def forged(self, body):
         self._head(f"Content-Length: {len(body)}",
@@ -131,26 +188,42 @@ class Fcgi(socketserver.StreamRequestHandler):
                 break
             params += data if kind != self.STDIN else b""
         if b"/fcgi/pauses" in params:
-            self._pauses(number)
+            self._pauses(number, LARGE if b"/fcgi/pauses-large" in params
+                         else PARTS)
             return
+        if b"/fcgi/much" in params:
+            self._much(number)
+            return
+        breaks = re.search(rb"/fcgi/breaks-(\d+)", params)
         body = make(self.SIZE)
         lines = ["Content-Type: application/octet-stream"]
         if b"/fcgi/length" in params:
             lines.append(f"Content-Length: {len(body)}")
         out = "\r\n".join([*lines, "", ""]).encode() + body
+        if breaks:
+            out = out[:int(breaks.group(1))]
         for at in range(0, len(out), 7001):
             self._send(self.STDOUT, number, out[at:at + 7001])
-            if b"/fcgi/breaks" in params and at > len(out) // 2:
-                return
+        if breaks:
+            return
         self._send(self.STDOUT, number)
         self._send(self.END, number, bytes(8))
 
-    def _pauses(self, number):
+    def _pauses(self, number, parts):
         gate = Raw.gate
         self._send(self.STDOUT, number, b"Content-Type: text/plain\r\n\r\n")
-        for part in PARTS:
+        for part in parts:
             self._send(self.STDOUT, number, part)
             gate.acquire(timeout=60)
+        self._send(self.STDOUT, number)
+        self._send(self.END, number, bytes(8))
+
+    def _much(self, number):
+        Raw.sent = 0
+        self._send(self.STDOUT, number, b"Content-Type: text/plain\r\n\r\n")
+        for at in range(0, MUCH, 1 << 15):
+            self._send(self.STDOUT, number, make(1 << 15, SEED + at))
+            Raw.sent += 1 << 15
         self._send(self.STDOUT, number)
         self._send(self.END, number, bytes(8))
 

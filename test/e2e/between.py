@@ -10,8 +10,7 @@ from httpd import APACHE, MODULES
 PORT = 8090
 
 # {at} and {port}: where it listens; {to} and {to_port}: whom it asks; {root}: a
-# folder of its own. `forwards`: the field and its nomination go through as they
-# are, which a proxy that keeps to RFC 9110 does not do.
+# folder of its own.
 NGINX = """
 daemon off;
 master_process off;
@@ -96,28 +95,36 @@ CacheRoot "{root}"
 BOTH = "proxy_set_header Connection $http_connection; " \
        "proxy_set_header RDMA $http_rdma;"
 KINDS = {
-    # name: what it is configured with
+    # name: what it is configured with. forwards: the field and its nomination go
+    # through, which a proxy that keeps to RFC 9110 does not let them.
     "nginx": dict(conf=NGINX, more=""),
-    "nginx, forwards": dict(conf=NGINX, more=BOTH),
+    "nginx, forwards": dict(conf=NGINX, more=BOTH, forwards=True),
     "nginx, caches": dict(
-        conf=NGINX, more="proxy_cache all; proxy_cache_valid 10m; " + BOTH),
-    "haproxy": dict(conf=HAPROXY, more="", use=""),
+        conf=NGINX, more="proxy_cache all; proxy_cache_valid 10m; " + BOTH,
+        forwards=True),
+    "haproxy": dict(conf=HAPROXY, more="", use="", forwards=True),
     "haproxy, caches": dict(
         conf=HAPROXY,
         more="cache all\n    total-max-size 64\n    max-object-size 8388608",
-        use="http-request cache-use all\n    http-response cache-store all"),
+        use="http-request cache-use all\n    http-response cache-store all",
+        forwards=True),
     "varnish": dict(conf=VARNISH, more=""),
-    "varnish, forwards": dict(conf=VARNISH, more="""
+    "varnish, forwards": dict(conf=VARNISH, forwards=True, more="""
+sub vcl_recv {{
+    set req.http.X-Kept = req.http.RDMA;
+}}
 sub vcl_backend_fetch {{
-    set bereq.http.Connection = "RDMA";
-    set bereq.http.RDMA = bereq.http.RDMA;
+    if (bereq.http.X-Kept) {{
+        set bereq.http.RDMA = bereq.http.X-Kept;
+        set bereq.http.Connection = "RDMA";
+    }}
 }}"""),
     "squid": dict(conf=SQUID, mode="accel no-vhost defaultsite=server",
                   more="cache_peer {to} parent {to_port} 0 no-query "
                        "originserver"),
     "squid, a proxy by name": dict(conf=SQUID, mode="", more=""),
     "httpd": dict(conf=HTTPD, more=""),
-    "httpd, forwards": dict(conf=HTTPD, more="""
+    "httpd, keeps the field": dict(conf=HTTPD, more="""
 RequestHeader set X-Kept "expr=%{{req:RDMA}}" early
 RequestHeader set RDMA "expr=%{{req:X-Kept}}"
 """),
@@ -135,6 +142,7 @@ class Between:
         self.at = at
         self.process = None
         settings = dict(KINDS[kind])
+        self.forwards = settings.get("forwards", False)
         words = dict(at=at, port=PORT, to=to, to_port=to_port, root=self.root,
                      modules=MODULES)
         for name in ("more", "use", "mode"):

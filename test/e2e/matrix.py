@@ -34,17 +34,20 @@ TLS_OPEN = 8444   # RdmaOverTLS On
 
 SIZE = 40000
 PROGRAM = 200_000
+VARIANT = 30_000
 LONG = 3 << 20    # more than the window, and more than is kept
 WHEN = 1_640_995_200
 DATE = "Sat, 01 Jan 2022 00:00:00 GMT"
+BEFORE = "Fri, 31 Dec 2021 00:00:00 GMT"
 FILE = f"/{SIZE}.bin"
+ETAG = f'"{SIZE:x}-{WHEN * 1_000_000:x}"'  # of FILE: size and time
 LINES = 3000
 TEXT = sum(len(f"line {n} of a text\n") for n in range(LINES))
 USER = base64.b64encode(b"user:secret").decode()
 
-FOLDERS = """. acted asis basic chosen dav digest edited expiring fallback
+FOLDERS = """. acted asis basic bounded chosen dav digest edited expiring fallback
 headed headed/digest included index kept limited listed lua maps php
-programs recoded remote rewritten second sendfile small split squeezed/brotli
+programs recoded refused remote rewritten second sendfile small split squeezed/brotli
 squeezed/gzip substituted typed unmapped upper views accessible
 buffered""".split()
 
@@ -62,8 +65,12 @@ def _cache_host(name, kind, when):
     CacheRoot SITE/matrix-var/{name}
     CacheSocache shmcb:matrix-{name}(8388608)
     CacheHeader on
+    CacheStaleOnError on
     <Location />
         Header set Cache-Control max-age=600
+    </Location>
+    <Location /programs/variant.cgi>
+        Header set Vary Accept-Language
     </Location>
 </VirtualHost>
 """
@@ -86,7 +93,7 @@ CONF = "".join(f"LoadModule {name}_module {MODULES}/mod_{name}.so\n"
                for name in LOADED) + f"""
 RdmaEnable On
 RdmaMinSize 1
-LogFormat "%{{X-Row}}i %{{local}}p %>s %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
+LogFormat "%{{X-Row}}i %{{local}}p %>s %b %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
 %{{RDMA_DECLINED}}n" matrix
 CustomLog matrix.log matrix
 AddType text/html .html .shtml
@@ -118,6 +125,12 @@ ProxyTimeout 20
 </Location>
 <Location /programs/downgrade.cgi>
     SetEnv downgrade-1.0 1
+</Location>
+<Location /programs/novary.cgi>
+    SetEnv force-no-vary 1
+</Location>
+<Location /programs/force.cgi>
+    SetEnv force-response-1.0 1
 </Location>
 <Location /fcgi>
     SetHandler proxy:fcgi://127.0.0.1:{FCGI}/
@@ -163,6 +176,9 @@ Redirect /redirected http://server:8080{FILE}
 </Location>
 <Location /errors/back>
     ErrorDocument 404 /back{FILE}
+</Location>
+<Location /errors/loop>
+    ErrorDocument 404 /errors/loop/again
 </Location>
 <Location /errors/denied>
     Require all denied
@@ -235,6 +251,15 @@ Redirect /redirected http://server:8080{FILE}
 <Location /small>
     RdmaMinSize 1M
 </Location>
+<Location /bounded>
+    LimitRequestBody 10
+</Location>
+<Location /refused>
+    Header set X-Control "a\x01b"
+</Location>
+<Location /remote>
+    Require ip 192.0.2.7
+</Location>
 <Directory SITE/matrix/sendfile>
     EnableSendfile On
 </Directory>
@@ -289,6 +314,16 @@ Redirect /redirected http://server:8080{FILE}
     RemoteIPInternalProxy 10.77.0.0/16 127.0.0.1
 </VirtualHost>
 <VirtualHost *:8080>
+    ServerName once
+    DocumentRoot SITE/matrix
+    MaxKeepAliveRequests 1
+</VirtualHost>
+<VirtualHost *:8080>
+    ServerName hurried
+    DocumentRoot SITE/matrix
+    RequestReadTimeout body=1
+</VirtualHost>
+<VirtualHost *:8080>
     ServerName second
     DocumentRoot SITE/matrix/second
 </VirtualHost>
@@ -317,7 +352,9 @@ Listen {HTTP2}
 # What the rows bring about in the error log, any number of times.
 EXPECTED = ["AH00690",  # nothing acceptable
             "AH00957", "AH01114",  # a back end that is not there
+            "AH01270",  # a request's body that does not come
             "AH01630",  # denied by the configuration, as a row wants it
+            "AH02430",  # a field that httpd refuses to send
             "AH01882"]  # mod_ssl was built with another release of OpenSSL
 
 
@@ -409,6 +446,9 @@ _row(G, "several ranges", FILE, "Range: bytes=0-999,20000-39998",
      status=206, holds=b"bytes 20000-39998/", boundary=True)
 _row(G, "several ranges of a CGI's output", "/programs/cat.cgi",
      "Range: bytes=0-999,20000-39998", length=PROGRAM)
+_row(G, "fifty ranges", FILE, "Range: bytes="
+     + ",".join(f"{n * 700}-{n * 700 + 9}" for n in range(50)), status=206,
+     holds=f"bytes 34300-34309/{SIZE}".encode(), boundary=True)
 _row(G, "more ranges than MaxRanges", FILE, "Range: bytes="
      + ",".join(f"{n * 10}-{n * 10 + 1}" for n in range(201)), length=SIZE)
 _row(G, "a range larger than the window", f"/{LONG}.bin",
@@ -417,16 +457,27 @@ _row(G, "unsatisfiable (416)", FILE, f"Range: bytes={SIZE}-", status=416,
      holds=b"Requested Range Not Satisfiable")
 _row(G, "If-Range that matches", FILE, "Range: bytes=5-999",
      f"If-Range: {DATE}", status=206, length=995)
+_row(G, "If-Range with the tag", FILE, "Range: bytes=5-999",
+     f"If-Range: {ETAG}", status=206, length=995)
 _row(G, "If-Range that does not", FILE, "Range: bytes=5-999",
      "If-Range: \"other\"", length=SIZE)
 
 G = "Conditions"
 _row(G, "not modified (304), If-None-Match", FILE, "If-None-Match: *",
      status=304, tcp="304 has no body")
+_row(G, "not modified (304), a list of tags", FILE,
+     f'If-None-Match: "other", W/{ETAG}', status=304, tcp="304 has no body")
 _row(G, "not modified (304), If-Modified-Since", FILE,
      f"If-Modified-Since: {DATE}", status=304, tcp="304 has no body")
 _row(G, "If-None-Match that does not match", FILE, "If-None-Match: \"other\"",
      length=SIZE)
+_row(G, "If-Match with the tag", FILE, f'If-Match: "other", {ETAG}',
+     length=SIZE)
+_row(G, "If-Unmodified-Since that holds", FILE,
+     f"If-Unmodified-Since: {DATE}", length=SIZE)
+_row(G, "If-Unmodified-Since that does not (412)", FILE,
+     f"If-Unmodified-Since: {BEFORE}", status=412, length=0,
+     tcp="httpd sends no body with it")
 _row(G, "precondition failed (412), with an ErrorDocument",
      f"/overridden{FILE}", "If-Match: \"other\"", status=412,
      holds=b"An error page of its own")
@@ -436,7 +487,15 @@ _row(G, "precondition failed (412)", FILE, "If-Match: \"other\"", status=412,
 G = "Statuses and methods"
 _row(G, "HEAD", FILE, method="HEAD", tcp="HEAD has no body")
 _row(G, "204", "/programs/empty.cgi", status=204, tcp="204 has no body")
+_row(G, "204 of a CGI that sends a body all the same", "/programs/204.cgi",
+     status=204, tcp="204 has no body")
+_row(G, "304 of a CGI that sends a body all the same", "/programs/304.cgi",
+     status=304, tcp="304 has no body")
+_row(G, "a status of its own (299)", "/programs/299.cgi", status=299,
+     length=PROGRAM)
 _row(G, "a length of zero", "/empty.bin", length=0, tcp="nothing to send")
+_row(G, "no output at all, after a while", "/programs/nothing.cgi", length=0,
+     tcp="nothing to send")
 _row(G, "100, Expect: 100-continue on a GET", "/programs/stdin.cgi",
      "Expect: 100-continue", body="it was read", interim=100,
      holds=b"it was read")
@@ -449,7 +508,20 @@ _row(G, "TRACE", FILE, method="TRACE", tcp="not a GET",
      holds=b"X-Row")
 _row(G, "OPTIONS", FILE, method="OPTIONS", tcp="not a GET",
      shows={"Allow": ".*GET.*"})
+_row(G, "OPTIONS of the server", "*", method="OPTIONS", length=0,
+     tcp="not a GET")
 _row(G, "a GET with a body", FILE, body="never read", length=SIZE)
+_row(G, "a GET with a body beyond LimitRequestBody (413)", f"/bounded{FILE}",
+     body="more than it may be", status=413,
+     holds=b"Request Entity Too Large")
+_row(G, "a GET with a body that is no body (400)", FILE,
+     "Transfer-Encoding: chunked", "", "no length", "", status=400,
+     holds=b"Bad Request")
+_row(G, "the same, mod_autoindex", "/listed/", "Transfer-Encoding: chunked",
+     "", "no length", "", status=400, holds=b"Bad Request")
+_row(G, "the same, found out after the answer", "/lua/puts.lua",
+     "Transfer-Encoding: chunked", "", "no length", "", length=PROGRAM,
+     connection=("close, RDMA",))
 
 G = "Errors and redirects"
 _row(G, "an error page of httpd", "/errors/nothing", status=404,
@@ -463,12 +535,20 @@ _row(G, "ErrorDocument, a URL", "/errors/url/nothing", status=302,
 _row(G, "ErrorDocument, a CGI", "/errors/program/nothing", status=404,
      holds=b"the program answers 404")
 _row(G, "ErrorDocument, a back end", "/errors/back/nothing", length=SIZE)
+_row(G, "ErrorDocument that is not there either", "/errors/loop/nothing",
+     status=404, holds=b"Additionally, a 404 Not Found")
 _row(G, "ErrorDocument of a 403", "/errors/denied/x", status=403,
      holds=b"An error page of its own")
 _row(G, "ProxyErrorOverride", "/overridden/nothing", status=404,
      holds=b"An error page of its own")
 _row(G, "a back end that is not there (503)", "/nobody/x", status=503,
      holds=b"Service Unavailable")
+_row(G, "a head that httpd refuses (500)", f"/refused{FILE}", status=500,
+     holds=b"Internal Server Error", tcp="RDMA is over when httpd does",
+     declined="failed")
+_row(G, "the head of a stream that httpd refuses (500)",
+     f"/refused/{LONG}.bin", status=500, holds=b"Internal Server Error",
+     tcp="RDMA is over when httpd does", declined="failed")
 _row(G, "redirect of a directory (301)", "/index", status=301,
      shows={"Location": "http://server/index/"})
 _row(G, "Redirect (mod_alias)", "/redirected", status=302,
@@ -481,6 +561,9 @@ _row(G, "mod_alias", f"/aliased{FILE}", length=SIZE)
 
 G = "The connection"
 _row(G, "keep-alive", FILE, connection=("keep-alive, RDMA",), length=SIZE)
+_row(G, "keep-alive, once too often (MaxKeepAliveRequests)", FILE, host="once",
+     connection=("keep-alive, RDMA",), length=SIZE,
+     shows={"Connection": ".*close.*"})
 _row(G, "Connection: close", FILE, connection=("close, RDMA",), length=SIZE,
      shows={"Connection": ".*close.*"})
 _row(G, "several Connection lines", FILE,
@@ -490,6 +573,10 @@ _row(G, "nokeepalive, unknown length", "/programs/nokeepalive.cgi",
      length=PROGRAM)
 _row(G, "downgrade-1.0", "/programs/downgrade.cgi", length=PROGRAM,
      tcp="the field is of HTTP/1.1")
+_row(G, "force-no-vary", "/programs/novary.cgi", length=PROGRAM,
+     tcp="the field is of HTTP/1.1")
+_row(G, "force-response-1.0, which is for HTTP/1.0", "/programs/force.cgi",
+     length=PROGRAM)
 _row(G, "a URL in absolute form", f"http://server{FILE}", length=SIZE)
 _row(G, "trailers of a back end, which httpd drops", "/raw/trailers",
      length=PROGRAM)
@@ -501,6 +588,12 @@ _row(G, "HTTP/1.0, keep-alive", FILE, version="1.0",
      connection=("keep-alive, RDMA",), tcp="the field is of HTTP/1.1")
 _row(G, "the field not nominated", FILE, connection=("keep-alive",),
      tcp="an intermediary may have sent it on")
+_row(G, "another option that begins so", FILE, connection=("R, RDM",),
+     tcp="the field is not nominated")
+_row(G, "an option that contains it", FILE, connection=("X-RDMA, RDMA2",),
+     tcp="the field is not nominated")
+_row(G, "two options without a comma", FILE, connection=("X-Hop RDMA",),
+     tcp="the field is not nominated")
 _row(G, "an Upgrade that httpd ignores", FILE, "Upgrade: something/7",
      connection=("Upgrade, RDMA",), length=SIZE)
 
@@ -541,6 +634,12 @@ _row(G, "mod_expires", f"/expiring{FILE}", length=SIZE,
      shows={"Expires": ".* 204[12] .*"}, differs=("Cache-Control",))
 _row(G, "mod_asis", "/asis/page.asis", status=203, shows={"X-Asis": "yes"},
      length=9000)
+_row(G, "mod_asis, chunked already", "/asis/coded.asis", length=5,
+     holds=b"coded", tcp="httpd does not frame it",
+     connection=("close, RDMA",))
+_row(G, "CGI that makes the head, too (nph-)", "/programs/nph-it.cgi",
+     length=PROGRAM, tcp="it goes past httpd's filters",
+     connection=("close, RDMA",))
 _row(G, "mod_rewrite, internal", "/rewritten/inside.bin", length=SIZE)
 _row(G, "mod_rewrite, proxied", "/rewritten/proxied.bin", length=SIZE)
 _row(G, "mod_rewrite, a redirect", "/rewritten/moved.bin", status=302,
@@ -561,7 +660,9 @@ _row(G, "mod_ratelimit", f"/limited{FILE}", length=SIZE,
      tcp="its limit is on the connection", declined="policy")
 
 G = "Access and configuration"
-_row(G, "mod_reqtimeout", FILE, length=SIZE)
+_row(G, "mod_reqtimeout, a body that does not come (408)",
+     "/programs/stdin.cgi", "Content-Length: 5", host="hurried", status=408,
+     holds=b"Request Timeout")
 _row(G, "mod_remoteip", f"/remote{FILE}", "X-Forwarded-For: 192.0.2.7",
      length=SIZE)
 _row(G, "Basic authentication", f"/basic{FILE}", f"Authorization: Basic {USER}",
@@ -608,6 +709,25 @@ for _name, _kind, _when in CACHES:
     if _kind == "disk":  # the other does not keep such a response
         _row(G, "a hit of it", "/programs/short.cgi?{way}", shows=_hit,
              length=SIZE // 2, **_of)
+    for _seen in ("MISS", "HIT"):
+        _row(G, f"mod_deflate, a {_seen.lower()}",
+             "/squeezed/gzip/text.txt?{way}", "Accept-Encoding: gzip",
+             shows={"X-Cache": f"{_seen} from .*", "Content-Encoding": "gzip"},
+             **_of)
+    if _kind == "disk":
+        _url = "/programs/variant.cgi?{way}"
+        for _variant, _language, _seen in (
+                ("a variant (Vary)", "de", "MISS"),
+                ("another variant", "en", "MISS"),
+                ("a hit of that one", "en", "HIT")):
+            _row(G, _variant, _url, f"Accept-Language: {_language}",
+                 shows={"X-Cache": f"{_seen} from .*"}, length=VARIANT,
+                 holds=f"{_language}\n".encode(), **_of)
+        _url = f"/raw/flaky?{{way}}-{_name}"
+        _row(G, "a miss of a back end", _url, length=PROGRAM, **_of)
+        _row(G, "stale, as that fails now (CacheStaleOnError)", _url,
+             "Cache-Control: max-age=0", shows={"Warning": "11[01] .*"},
+             length=PROGRAM, **_of)
 
 G = "TLS and HTTP/2"
 _row(G, "mod_ssl", FILE, via="tls", length=SIZE,
@@ -619,9 +739,17 @@ _row(G, "HTTP/2 by Upgrade", FILE, via="h2-upgrade", length=SIZE, interim=101,
      tcp="the field is of HTTP/1.1")
 
 G = "Pipelined"
-for _place in "first", "second", "third":
-    _row(G, f"the {_place} of three requests", FILE, via="pipeline",
-         length=SIZE)
+_via = {"via": "pipeline"}
+_row(G, "a file", FILE, length=SIZE, **_via)
+_row(G, "the field not nominated", FILE, connection=("keep-alive",),
+     tcp="an intermediary may have sent it on", length=SIZE, **_via)
+_row(G, "HEAD", FILE, method="HEAD", tcp="HEAD has no body", **_via)
+_row(G, "not modified (304)", FILE, "If-None-Match: *", status=304,
+     tcp="304 has no body", **_via)
+_row(G, "a file larger than the window", f"/{LONG}.bin", length=LONG, **_via)
+_row(G, "an error page of httpd", "/errors/nothing", status=404,
+     holds=b"<h1>Not Found</h1>", **_via)
+_row(G, "unknown length", "/programs/cat.cgi", length=PROGRAM, **_via)
 
 
 def table():
@@ -676,11 +804,13 @@ def build(site):
     body = make(SIZE)
     for folder in ("", "sendfile", "unmapped", "headed", "headed/digest", "expiring",
                    "limited", "small", "dav", "basic", "digest",
-                   "accessible", "second", "remote", "buffered"):
+                   "accessible", "second", "remote", "buffered", "bounded",
+                   "refused"):
         (root / folder / f"{SIZE}.bin").write_bytes(body)
     for name in ("mapped", "opened"):
         (root / "kept" / f"{name}.bin").write_bytes(body)
-    (root / f"{LONG}.bin").write_bytes(make(LONG))
+    for folder in ("", "refused"):
+        (root / folder / f"{LONG}.bin").write_bytes(make(LONG))
     (root / "index/index.html").write_bytes(body)
     (root / "packed.bin.gz").write_bytes(body)
     # ^B: a bucket ends, ^F: a flush, ^P: a brigade ends.
@@ -707,6 +837,9 @@ def build(site):
     (root / "asis/page.asis").write_text(
         "Status: 203 As it is\nContent-Type: text/plain\nX-Asis: yes\n\n"
         + "as it is\n" * 1000)
+    (root / "asis/coded.asis").write_text(
+        "Content-Type: text/plain\nTransfer-Encoding: chunked\n\n"
+        "5\r\ncoded\r\n0\r\n\r\n")
     (root / "accessible/.htaccess").write_text("RdmaEnable On\n")
     (root / "included/part.txt").write_text("a part\n")
     (root / "included/page.shtml").write_text(
@@ -725,7 +858,7 @@ def build(site):
     data = root / "program.bin"
     data.write_bytes(make(PROGRAM))
     kind = "echo Content-Type: application/octet-stream"
-    for name in "cat", "nokeepalive", "downgrade":
+    for name in "cat", "nokeepalive", "downgrade", "novary", "force":
         _program(root, f"{name}.cgi", f"{kind}\necho\ncat {data}")
     for name in ("length", "trusted"):
         _program(root, f"{name}.cgi",
@@ -734,6 +867,14 @@ def build(site):
     _program(root, "text.cgi", f"echo Content-Type: text/plain\necho\n"
              f"cat {root}/upper/text.txt")
     _program(root, "empty.cgi", "echo Status: 204 No Content\necho")
+    _program(root, "nothing.cgi", f"{kind}\necho\nsleep 0.5")
+    for line in "204 No Content", "304 Not Modified", "299 As It Likes":
+        _program(root, f"{line[:3]}.cgi",
+                 f"echo Status: {line}\n{kind}\necho\ncat {data}")
+    _program(root, "nph-it.cgi",
+             f"echo HTTP/1.1 200 As It Likes\n{kind}\necho\ncat {data}")
+    _program(root, "variant.cgi",
+             f"{kind}\necho\nyes $HTTP_ACCEPT_LANGUAGE | head -c {VARIANT}")
     _program(root, "error.cgi",
              "echo Content-Type: text/plain\necho\n"
              'echo "the program answers $REDIRECT_STATUS"')

@@ -96,13 +96,16 @@ class Pipeline(Relay):
         far = self.lab.in_client(self._connect)
         far.sendall(b"".join(request for _, request, _ in near))
         with far.makefile("rb") as stream:
-            for _, _, sock in near:
-                sock.sendall(b"".join(_answer(stream)))
+            for _, request, sock in near:
+                for piece in _answer(stream, request.startswith(b"HEAD ")):
+                    sock.sendall(piece)
 
 
-def _answer(stream):
-    """The next answer, as it came."""
+def _answer(stream, head_only):
+    """The next answer, as it comes."""
     length, chunked = 0, False
+    status = stream.readline()
+    yield status
     while True:
         line = stream.readline()
         yield line
@@ -113,6 +116,8 @@ def _answer(stream):
             chunked = True
         elif not line.strip():
             break
+    if head_only or status.split()[1] in (b"204", b"304"):
+        return
     if not chunked:
         yield stream.read(length)
     while chunked:

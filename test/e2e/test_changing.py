@@ -2,11 +2,13 @@
 one moment, or sees that it failed; never a mixture, and never waits for ever."""
 import os
 import random
+import re
 import threading
 import time
 
 import pytest
 
+from clients import Peer
 from content import SEED, differs, make
 from httpd import conf
 from status import status, wait_for
@@ -50,13 +52,18 @@ def remove(path):
     path.unlink()
 
 
+def move(path):
+    path.rename(path.with_suffix(".moved"))
+
+
 @MODES
 @pytest.mark.parametrize("change,survives", [
     (append, False), (truncate, False), (rewrite, False),
-    (replace, True), (remove, True)])
+    (replace, True), (remove, True),
+    pytest.param(move, False, marks=pytest.mark.long)])
 def test_stream(client, mode, change, survives):
-    """Changed when some of it has gone. One that was appended to cannot be told
-    from one that was rewritten."""
+    """Changed when some of it has gone. One that was appended to, or got another
+    name, cannot be told from one that was rewritten."""
     path = client.site.file(STREAM, "changing")
     before = status()["StreamsOpen"]
     client.lab.netem("rate", "8mbit", "limit", "10000")
@@ -80,6 +87,65 @@ def test_stream(client, mode, change, survives):
         assert ended not in (0, 9) and ended > 0, (ended, out, err)
     wait_for(StreamsOpen=before)
     client.fetch(100_000, by=mode, alone=False)
+
+
+def parts_of(body):
+    """The bytes of a body, or of its parts, without what stands around them."""
+    mark = re.match(rb"\r\n--([^\r]*)\r\n", body)
+    if not mark:
+        return body
+    parts = body.split(b"\r\n--" + mark.group(1))[1:-1]
+    return b"".join(part.partition(b"\r\n\r\n")[2] for part in parts)
+
+
+def ends_of(ranges, size):
+    """The first and the last byte of each range; without one, of the file."""
+    return [[int(end) for end in one.split("-")]
+            for one in (ranges or f"0-{size - 1}").split(",")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("ranges", ["", "1000000-2999999",
+                                    "0-999999,1500000-2999999"],
+                         ids=["whole", "a range", "ranges"])
+@pytest.mark.parametrize("change", [append, truncate, rewrite, replace])
+def test_whole(client, change, ranges):
+    """Changed when some of it lies in the client's window, and the head is not
+    out: the client gets one version, over TCP if it is the new one, or an
+    error."""
+    path = client.site.file(STREAM, "changing")
+    folder = client.folder / "saved"
+    folder.mkdir()
+    options = ["--header", f"Range: bytes={ranges}"] if ranges else []
+    before = status()["ConnectionsOpenWrite"]
+    client.lab.netem("rate", "8mbit", "limit", "10000")
+    try:
+        process = client.start_peer([path], "--window", 4 << 20, "--save",
+                                    folder, *options, mode="write",
+                                    verify=None)
+        wait_for(ConnectionsOpenWrite=before + 1)
+        time.sleep(0.7)
+        assert not (folder / "1.head").exists()
+        change(client.site.root / path[1:])
+    finally:
+        client.lab.mend()
+    run = Peer(*client.finish(process))
+    (client.site.root / path[1:]).unlink(missing_ok=True)
+    detail, = run.details
+    client.httpd.skip_access()
+    if change is replace:
+        assert (detail["result"], detail["path"]) == ("ok", "write"), run.json
+        client.tally.body(True, detail["bytes"])
+    elif detail["result"] == "ok" and detail["status"] < 500:
+        assert (detail["path"], detail["declined"]) == ("tcp", "failed"), \
+            run.json
+    if detail["result"] == "ok" and detail["status"] < 500:
+        assert change is not truncate
+        right = make(STREAM, OTHER if change is rewrite else SEED)
+        got = parts_of((folder / "1.body").read_bytes())
+        assert got == b"".join(right[first:last + 1] for first, last
+                               in ends_of(ranges, STREAM))
+    client.fetch(100_000, by="write", alone=False)
 
 
 class Writer(threading.Thread):
@@ -113,9 +179,10 @@ class Writer(threading.Thread):
         self.join()
         os.close(self.file)
 
-    def judge(self, body):
-        """What is wrong with it, or None."""
-        if len(body) != self.BLOCK * self.BLOCKS:
+    def judge(self, body, size=BLOCK * BLOCKS):
+        """What is wrong with it, or None. Whole blocks of the file, in their
+        order, are judged as all of it."""
+        if len(body) != size:
             return f"{len(body)} bytes"
         words = [int.from_bytes(body[at:at + 8], "big")
                  for at in range(0, len(body), 8)]
@@ -128,17 +195,25 @@ class Writer(threading.Thread):
 
 
 @MODES
-def test_rewritten_all_the_time(client, mode):
+@pytest.mark.parametrize("ranges", [
+    "", pytest.param("4096-405503", marks=pytest.mark.long),
+    pytest.param("0-40959,200704-241663,368640-409599",
+                 marks=pytest.mark.long)],
+    ids=["whole", "a range", "ranges"])
+def test_rewritten_all_the_time(client, mode, ranges):
     path = client.site.root / "hot.bin"
     writer = Writer(path)
     path.chmod(0o644)
     writer.start()
+    size = sum(last - first + 1 for first, last in ends_of(ranges, 409_600))
+    options = [f"--header=Range: bytes={ranges}"] if ranges else []
     ways = []
     try:
         for _ in range(40):
-            result = client.rwget("/hot.bin", rdma=mode)
+            result = client.rwget("/hot.bin", *options, rdma=mode)
             if result.status == 0:
-                wrong = writer.judge(result.target.read_bytes())
+                wrong = writer.judge(parts_of(result.target.read_bytes()),
+                                     size)
                 assert not wrong, (result.json, wrong)
                 ways.append(result.path)
             else:
@@ -148,7 +223,9 @@ def test_rewritten_all_the_time(client, mode):
     finally:
         writer.end()
     print(writer.passes, {way: ways.count(way) for way in set(ways)})
-    assert {mode, "tcp"} <= set(ways), ways
+    assert mode in ways, ways
+    if not ranges:  # else there is less time between the two looks
+        assert "tcp" in ways, ways
     client.httpd.skip_access()
     result = client.rwget("/hot.bin", rdma=mode)
     assert (result.status, result.path) == (0, mode), result.err
