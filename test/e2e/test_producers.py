@@ -117,21 +117,25 @@ def goes_on_as_it_comes(client, path, release, parts, mode, *options,
     client.httpd.skip_access()
 
 
-@pytest.mark.parametrize("path,mode,parts", [
-    ("/fcgi/pauses", "write", PARTS), ("/fcgi/pauses", "read", PARTS),
-    ("/raw/pauses", "write", PARTS), ("/raw/pauses", "read", PARTS),
-    # With httpd's defaults nobody flushes.
-    ("/late/pauses-large", "write", LARGE),
-    ("/slow/pauses-with-length", "read", LARGE),
-    pytest.param("/late/pauses-large", "read", LARGE, marks=pytest.mark.long),
-    pytest.param("/slow/pauses-with-length", "write", LARGE,
-                 marks=pytest.mark.long),
-    pytest.param("/raw/pauses-with-length", "write", LARGE,
-                 marks=pytest.mark.long),
-], ids=lambda value: value if isinstance(value, str) else "")
+@MODES
+@pytest.mark.parametrize("path,parts", [
+    ("/fcgi/pauses", PARTS), ("/raw/pauses", PARTS),
+    pytest.param("/raw/pauses-with-length", LARGE, marks=pytest.mark.long)],
+    ids=["FastCGI", "proxied", "proxied, with length"])
 def test_parts_do_not_wait_for_each_other(client, path, mode, parts):
     Raw.gate = threading.Semaphore(0)
     goes_on_as_it_comes(client, path, Raw.gate.release, parts, mode)
+
+
+@pytest.mark.parametrize("path,mode", [
+    ("/late/pauses-large", "write"), ("/slow/pauses-with-length", "read"),
+    pytest.param("/late/pauses-large", "read", marks=pytest.mark.long),
+    pytest.param("/slow/pauses-with-length", "write", marks=pytest.mark.long)])
+def test_nor_those_that_nobody_flushes(client, path, mode):
+    """That the source pauses is seen when the second part comes, and then the
+    first one goes, too; no other waits."""
+    Raw.gate = threading.Semaphore(1)
+    goes_on_as_it_comes(client, path, Raw.gate.release, LARGE, mode)
 
 
 @MODES
