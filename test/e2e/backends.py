@@ -13,8 +13,8 @@ from hosts import wait_until
 
 
 PARTS = [b"the first\n", b"the second\n", b"the last\n"]
-# Those that httpd sends on at once, whoever has made them.
-LARGE = [part.rstrip().ljust(5000, b".") + b"\n" for part in PARTS]
+# What httpd sends on at once, with no flush behind it; more than RdmaMinSize.
+LARGE = [part.rstrip().ljust(7000, b".") + b"\n" for part in PARTS]
 MUCH = 64 << 20
 PHP_FPM = "/usr/sbin/php-fpm8.2"
 
@@ -48,10 +48,15 @@ class Raw(socketserver.StreamRequestHandler):
     """HTTP/1.1 as it is written here; one request for each connection."""
 
     SIZE = 200_000
-    gate = None  # the semaphore that `pauses` and `waits` wait for
-    waiting = threading.Event()  # `waits` does
+    gate = None  # the semaphore that pause() waits for
+    pausing = threading.Event()  # it does
     sent = 0     # bytes of `much`
     asked = set()  # URLs of `flaky`
+
+    @staticmethod
+    def pause():
+        Raw.pausing.set()
+        Raw.gate.acquire(timeout=60)
 
     def handle(self):
         line = self.rfile.readline().decode()
@@ -83,26 +88,22 @@ class Raw(socketserver.StreamRequestHandler):
         self.wfile.write(b"0\r\nX-After: it came\r\n\r\n")
 
     def pauses(self, _):
-        gate = Raw.gate
         self._head("Transfer-Encoding: chunked")
         for part in PARTS:
             self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
-            gate.acquire(timeout=60)
+            Raw.pause()
         self.wfile.write(b"0\r\n\r\n")
 
     def pauses_with_length(self, _):
-        gate = Raw.gate
         self._head(f"Content-Length: {sum(map(len, LARGE))}")
         for part in LARGE:
             self.wfile.write(part)
-            gate.acquire(timeout=60)
+            Raw.pause()
 
     def waits(self, body):
         """With its content, until told."""
-        gate = Raw.gate
         self._head("Transfer-Encoding: chunked")
-        Raw.waiting.set()
-        gate.acquire(timeout=60)
+        Raw.pause()
         for chunk in _chunked(body):
             self.wfile.write(chunk)
         self.wfile.write(b"0\r\n\r\n")
@@ -210,11 +211,10 @@ class Fcgi(socketserver.StreamRequestHandler):
         self._send(self.END, number, bytes(8))
 
     def _pauses(self, number, parts):
-        gate = Raw.gate
         self._send(self.STDOUT, number, b"Content-Type: text/plain\r\n\r\n")
         for part in parts:
             self._send(self.STDOUT, number, part)
-            gate.acquire(timeout=60)
+            Raw.pause()
         self._send(self.STDOUT, number)
         self._send(self.END, number, bytes(8))
 

@@ -9,6 +9,7 @@ stand here, which matters to the caches: {way} makes a URL of each way's own.
 import base64
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -899,6 +900,13 @@ def build(site):
                                  + (var / "tls.crt").read_text())
     for path in root.rglob("*"):
         os.utime(path, (WHEN, WHEN))
+
+
+def forget(site):
+    """What servers before this one have left in their caches on disk."""
+    for name, _, _ in CACHES:
+        for path in (site / "matrix-var" / name).iterdir():
+            shutil.rmtree(path)
 
 
 if __name__ == "__main__":

@@ -179,6 +179,7 @@ class Run:
         self.wire = {}
         self.logs = {}
         client.httpd.expect(dict(EXPECTED))
+        matrix.forget(client.site.root)
         digest = authorization(client, f"/digest{matrix.FILE}", "user",
                                "secret")
         self._log_at = 0

@@ -103,9 +103,11 @@ def gate(site):
 
 
 def goes_on_as_it_comes(client, path, release, parts, mode, *options,
-                        read=None):
-    """Each part is with the client's reader before the next one is made."""
+                        read=None, before=lambda: None):
+    """Each part is with the client's reader before the next one is made.
+    before() is called when it has been asked for."""
     process = client.start_rwget(path, *options, rdma=mode, target="-")
+    before()
     read = read or (lambda out, _: line_of(out, 30))
     for part in parts:
         assert read(process.stdout.fileno(), part) == part
@@ -117,21 +119,32 @@ def goes_on_as_it_comes(client, path, release, parts, mode, *options,
     client.httpd.skip_access()
 
 
-@pytest.mark.parametrize("path,mode,parts", [
-    ("/fcgi/pauses", "write", PARTS), ("/fcgi/pauses", "read", PARTS),
-    ("/raw/pauses", "write", PARTS), ("/raw/pauses", "read", PARTS),
-    # With httpd's defaults nobody flushes.
-    ("/late/pauses-large", "write", LARGE),
-    ("/slow/pauses-with-length", "read", LARGE),
-    pytest.param("/late/pauses-large", "read", LARGE, marks=pytest.mark.long),
-    pytest.param("/slow/pauses-with-length", "write", LARGE,
-                 marks=pytest.mark.long),
-    pytest.param("/raw/pauses-with-length", "write", LARGE,
-                 marks=pytest.mark.long),
-], ids=lambda value: value if isinstance(value, str) else "")
+@MODES
+@pytest.mark.parametrize("path,parts", [
+    ("/fcgi/pauses", PARTS), ("/raw/pauses", PARTS),
+    pytest.param("/raw/pauses-with-length", LARGE, marks=pytest.mark.long)],
+    ids=["FastCGI", "proxied", "proxied, with length"])
 def test_parts_do_not_wait_for_each_other(client, path, mode, parts):
     Raw.gate = threading.Semaphore(0)
     goes_on_as_it_comes(client, path, Raw.gate.release, parts, mode)
+
+
+@pytest.mark.parametrize("path,mode", [
+    ("/late/pauses-large", "write"), ("/slow/pauses-with-length", "read"),
+    pytest.param("/late/pauses-large", "read", marks=pytest.mark.long),
+    pytest.param("/slow/pauses-with-length", "write", marks=pytest.mark.long)])
+def test_nor_those_that_nobody_flushes(client, path, mode):
+    """That the source has paused is seen when the second part comes, and then
+    the first one goes, too; no other waits."""
+    Raw.gate = threading.Semaphore(0)
+    Raw.pausing.clear()
+
+    def second():
+        assert Raw.pausing.wait(30)
+        time.sleep(0.5)  # the pause
+        Raw.gate.release()
+    goes_on_as_it_comes(client, path, Raw.gate.release, LARGE, mode,
+                        before=second)
 
 
 @MODES
@@ -296,13 +309,13 @@ def test_who_leaves_before_the_head(client):
                      "echo Content-Type: text/plain\necho\n", 0o755)
     client.httpd.expect(BREAKS)
     Raw.gate = threading.Semaphore(0)
-    Raw.waiting.clear()
+    Raw.pausing.clear()
     path = client.site.file(100_000)
     process = client.start_peer([path, "/raw/waits"], "--step",
                                 "request-sent@2=reset-http", "--linger", 20000,
                                 mode="write", verify=None)
     client.httpd.access(path=path)
-    assert Raw.waiting.wait(30)
+    assert Raw.pausing.wait(30)
     Raw.gate.release()
     entry, = client.httpd.access(path="/raw/waits")
     assert entry.status == "200", entry
