@@ -161,8 +161,8 @@ START_TEST(chain)
         if (w.unknown || w.total > 2 * PART) {
             move(c, &w, &s);
         }
+        kit_await_no_bodies(); /* until then it has its parts */
     }
-    kit_await_no_bodies();
 }
 END_TEST
 
