@@ -158,23 +158,29 @@ static void put_body(char *to, uint64_t from, size_t n, uint32_t id)
     }
 }
 
-int kit_body_is_right(const kit_work *w)
+int kit_piece_is_right(const kit_work *w, uint64_t from, size_t n,
+                       const char *at)
 {
-    const rdma_mem_region *r =
-        w->kind == RDMA_HDR_WRITE ? &w->client->window : &w->client->sink;
     char want[4096];
-    uint64_t at;
+    size_t done;
 
-    for (at = 0; at < w->total; at += sizeof(want)) {
-        size_t n = w->total - at < sizeof(want) ? (size_t)(w->total - at)
-                                                : sizeof(want);
+    for (done = 0; done < n; done += sizeof(want)) {
+        size_t len = n - done < sizeof(want) ? n - done : sizeof(want);
 
-        put_body(want, at, n, w->id);
-        if (memcmp(want, r->base + w->at + at, n)) {
+        put_body(want, from + done, len, w->id);
+        if (memcmp(want, at + done, len)) {
             return 0;
         }
     }
     return 1;
+}
+
+int kit_body_is_right(const kit_work *w)
+{
+    const rdma_mem_region *r =
+        w->kind == RDMA_HDR_WRITE ? &w->client->window : &w->client->sink;
+
+    return kit_piece_is_right(w, 0, (size_t)w->total, r->base + w->at);
 }
 
 /* ---- a request --------------------------------------------------------- */
@@ -222,6 +228,26 @@ int kit_begin(kit_work *w)
     return 0;
 }
 
+/* The client has it, by TCP. */
+static void send_head(kit_work *w, const rdma_hdr_response *head)
+{
+    pthread_mutex_lock(&w->client->lock);
+    w->head = *head;
+    w->headed = 1;
+    pthread_cond_broadcast(&w->client->changed);
+    pthread_mutex_unlock(&w->client->lock);
+}
+
+static void send_stream_head(kit_work *w)
+{
+    rdma_hdr_response head;
+
+    if (rdma_body_head(w->body, &head)) {
+        ck_assert(!w->headed);
+        send_head(w, &head);
+    }
+}
+
 int kit_open(kit_work *w)
 {
     rdma_hdr_request req = {.id = w->id,
@@ -229,8 +255,14 @@ int kit_open(kit_work *w)
                             .to = (uintptr_t)w->client->window.base + w->at,
                             .len = w->window};
 
-    w->why = rdma_body_open(w->set, &req, w->total, 0, &w->body);
-    return w->why == RDMA_HDR_NOT_DECLINED ? 0 : failed(w, "open");
+    w->why = rdma_body_open(w->set, &req,
+                            w->unknown ? RDMA_BODY_UNKNOWN : w->total,
+                            w->stream, &w->body);
+    if (w->why != RDMA_HDR_NOT_DECLINED) {
+        return failed(w, "open");
+    }
+    send_stream_head(w);
+    return 0;
 }
 
 void kit_abandon(kit_work *w, rdma_hdr_abort why)
@@ -266,14 +298,29 @@ int kit_fill(kit_work *w, uint64_t bytes)
         if (rdma_body_commit(w->body, room)) {
             return trouble(w, "commit");
         }
+        send_stream_head(w);
     }
+    return 0;
+}
+
+int kit_flush(kit_work *w)
+{
+    if (rdma_body_flush(w->body)) {
+        return trouble(w, "flush");
+    }
+    send_stream_head(w);
     return 0;
 }
 
 int kit_finish(kit_work *w)
 {
-    if (rdma_body_finish(w->body, &w->head)) {
+    rdma_hdr_response head;
+
+    if (rdma_body_finish(w->body, &head)) {
         return trouble(w, "finish");
+    }
+    if (!w->headed) {
+        send_head(w, &head);
     }
     rdma_cache_release(w->slot);
     w->slot = NULL;
@@ -281,11 +328,41 @@ int kit_finish(kit_work *w)
     return 0;
 }
 
+/* Open it is: the rest, with its pauses. */
+static int go_on(kit_work *w)
+{
+    int rc = 0;
+
+    while (!rc && w->filled < w->total) {
+        uint64_t left = w->total - w->filled;
+        uint64_t n = w->pause && w->pause < left ? w->pause : left;
+
+        rc = kit_fill(w, n) || (w->pause && kit_flush(w));
+    }
+    return rc || kit_finish(w) ? -1 : 0;
+}
+
+static void is_over(kit_work *w)
+{
+    pthread_mutex_lock(&w->client->lock);
+    w->over = 1;
+    pthread_cond_broadcast(&w->client->changed);
+    pthread_mutex_unlock(&w->client->lock);
+}
+
 int kit_serve(kit_work *w)
 {
-    return kit_begin(w) || kit_open(w) || kit_fill(w, w->total) || kit_finish(w)
-               ? -1
-               : 0;
+    int rc = kit_begin(w) || kit_open(w) || go_on(w) ? -1 : 0;
+
+    is_over(w);
+    return rc;
+}
+
+void *kit_go_on_thread(void *work)
+{
+    go_on(work);
+    is_over(work);
+    return NULL;
 }
 
 void *kit_serve_thread(void *work)

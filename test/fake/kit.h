@@ -39,10 +39,20 @@ typedef enum kit_manner {
     KIT_LEAVE        /* accepts, and disconnects */
 } kit_manner;
 
+typedef struct kit_offer {
+    uint64_t bytes, to;
+    uint32_t stag, len;
+    int fin;
+} kit_offer;
+
+#define KIT_OFFERS 4 /* remembered; two may be outstanding, and an empty one */
+
 typedef struct kit_heard {
     uint32_t id;
     uint64_t written;
-    int fin;
+    int fin; /* WRITTEN(fin) or OFFER(fin) */
+    kit_offer offers[KIT_OFFERS]; /* a ring */
+    unsigned noffers;             /* ever */
     int aborted;
     uint32_t reason;
 } kit_heard;
@@ -101,6 +111,8 @@ void kit_client_pause(kit_client *c, int on);
 /* The n-th connection (0 and up), once it is OPEN. */
 kit_conn *kit_client_conn(kit_client *c, unsigned n);
 /* Wait for what has been heard of an id; fails the test if it does not come. */
+/* [kit locked] The entry of an id, made if need be. */
+kit_heard *kit_entry(kit_client *c, uint32_t id);
 kit_heard kit_heard_of(kit_client *c, uint32_t id); /* so far */
 kit_heard kit_await_fin(kit_client *c, uint32_t id);
 kit_heard kit_await_abort(kit_client *c, uint32_t id);
@@ -109,6 +121,9 @@ void kit_await_requests(kit_client *c, unsigned n);
 /* Until so many WRITEs of the server are stuck on their way to this connection,
  * which is frozen. */
 void kit_await_stuck(kit_client *c, unsigned n, unsigned stuck);
+
+/* [kit locked] Sleep for a change; the test fails if none comes. */
+void kit_sleep_on(kit_client *c, const char *what);
 
 void kit_say(kit_conn *k, rdma_hdr_type type, uint32_t id, uint64_t bytes,
              unsigned flags);
@@ -159,6 +174,9 @@ typedef struct kit_work {
     uint32_t stag;   /* of the window */
     size_t at;       /* the window's, or sink's, offset */
     uint64_t window; /* bytes of the window that are offered */
+    int stream;      /* in any case */
+    int unknown;     /* the server is not told total */
+    uint64_t pause;  /* bytes after which the source pauses; 0: it does not */
 
     rdma_cache_slot *slot;
     rdma_body_set *set;
@@ -168,6 +186,8 @@ typedef struct kit_work {
     const char *step;      /* the one that failed, or NULL */
     uint32_t conn; /* abandoned, or used twice: what declined=failed names */
     rdma_hdr_response head;
+    int headed; /* it is out; under the client's lock */
+    int over;   /* the server is through with it; likewise */
 } kit_work;
 
 kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
@@ -176,11 +196,14 @@ kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
 int kit_begin(kit_work *w); /* acquire, wait, use_id */
 int kit_open(kit_work *w);
 int kit_fill(kit_work *w, uint64_t bytes);
+int kit_flush(kit_work *w);
 int kit_finish(kit_work *w);
 void kit_abandon(kit_work *w, rdma_hdr_abort why);
-/* All of them. */
+/* All of them, with w->pause; w->over at the end. */
 int kit_serve(kit_work *w);
 void *kit_serve_thread(void *work);
+/* The same from kit_open() on. */
+void *kit_go_on_thread(void *work);
 
 typedef struct kit_gang {
     pthread_t threads[24];
@@ -196,6 +219,16 @@ void kit_gang_join(kit_gang *g);
 void kit_take(kit_work *w);
 /* Compare what lies in window or sink. 1: it is the body. */
 int kit_body_is_right(const kit_work *w);
+
+/* The same for a stream, while it is served: bites of so many bytes (0: all there
+ * is), each compared and confirmed, until the end or until at least so many have
+ * been taken, the last of which are not confirmed. Returns how many. */
+uint64_t kit_take_stream(kit_work *w, uint64_t bite, uint64_t most);
+/* Serve it on a thread and take all of it. */
+void kit_pass_stream(kit_work *w, uint64_t bite);
+/* 1: these are the body's bytes from there on. */
+int kit_piece_is_right(const kit_work *w, uint64_t from, size_t n,
+                       const char *at);
 
 /* Wait until the cache has n slots (connections, and those in the making). */
 void kit_await_slots(unsigned n);

@@ -29,8 +29,7 @@ static void wake(const kit_client *c)
 
 /* ---- what connections tell it (their lock is held) --------------------- */
 
-/* [kit locked] */
-static kit_heard *entry(kit_client *c, uint32_t id)
+kit_heard *kit_entry(kit_client *c, uint32_t id)
 {
     unsigned i = 0;
 
@@ -53,7 +52,7 @@ static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
     int mute;
 
     pthread_mutex_lock(&c->lock);
-    h = entry(c, m->id);
+    h = kit_entry(c, m->id);
     mute = c->mute;
     if (m->type == RDMA_HDR_WRITTEN) {
         h->written = m->bytes;
@@ -63,6 +62,11 @@ static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
             answer.flags = RDMA_HDR_FIN;
             answer.bytes = m->bytes;
         }
+    }
+    else if (m->type == RDMA_HDR_OFFER) {
+        h->fin = (m->flags & RDMA_HDR_FIN) != 0;
+        h->offers[h->noffers++ % KIT_OFFERS] = (kit_offer){
+            m->bytes, m->to, m->stag, m->len, h->fin};
     }
     else if (m->type == RDMA_HDR_ABORT) {
         h->aborted++;
@@ -409,6 +413,11 @@ static void sleep_on(kit_client *c, rdma_conn_time until, const char *what)
                   "the client waits in vain for %s", what);
 }
 
+void kit_sleep_on(kit_client *c, const char *what)
+{
+    sleep_on(c, rdma_conn_now() + KIT_PATIENT, what);
+}
+
 kit_conn *kit_client_conn(kit_client *c, unsigned n)
 {
     rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
@@ -426,7 +435,7 @@ kit_heard kit_heard_of(kit_client *c, uint32_t id)
     kit_heard h;
 
     pthread_mutex_lock(&c->lock);
-    h = *entry(c, id);
+    h = *kit_entry(c, id);
     pthread_mutex_unlock(&c->lock);
     return h;
 }
@@ -437,10 +446,10 @@ kit_heard kit_await_fin(kit_client *c, uint32_t id)
     kit_heard h;
 
     pthread_mutex_lock(&c->lock);
-    while (!entry(c, id)->fin) {
+    while (!kit_entry(c, id)->fin) {
         sleep_on(c, until, "WRITTEN(fin)");
     }
-    h = *entry(c, id);
+    h = *kit_entry(c, id);
     pthread_mutex_unlock(&c->lock);
     return h;
 }
@@ -451,10 +460,10 @@ kit_heard kit_await_abort(kit_client *c, uint32_t id)
     kit_heard h;
 
     pthread_mutex_lock(&c->lock);
-    while (!entry(c, id)->aborted) {
+    while (!kit_entry(c, id)->aborted) {
         sleep_on(c, until, "ABORT");
     }
-    h = *entry(c, id);
+    h = *kit_entry(c, id);
     pthread_mutex_unlock(&c->lock);
     return h;
 }
