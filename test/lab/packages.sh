@@ -2,7 +2,7 @@
 # Installs the Debian packages that this project needs; the one place that
 # lists them.
 #
-#   packages.sh [build] [lab] [test]        (default: all three groups)
+#   packages.sh [build] [lab] [test] [fuzz]     (default: all but fuzz)
 #
 # Says first what is missing. As root it installs that; as anybody else it
 # prints the command to run and exits 1. With everything present it says
@@ -23,6 +23,8 @@ lab='qemu-system-x86 busybox-static cpio kmod iproute2 gcc make patch bzip2
 
 test='python3 python3-pytest curl openssl'
 
+fuzz='clang libclang-rt-14-dev'
+
 case $# in
 0)
     set -- build lab test
@@ -35,8 +37,9 @@ for group; do
     build) wanted="$wanted $build" ;;
     lab) wanted="$wanted $lab" ;;
     test) wanted="$wanted $test" ;;
+    fuzz) wanted="$wanted $fuzz" ;;
     *)
-        echo "usage: packages.sh [build] [lab] [test]" >&2
+        echo "usage: packages.sh [build] [lab] [test] [fuzz]" >&2
         exit 2
         ;;
     esac
