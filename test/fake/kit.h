@@ -177,6 +177,8 @@ typedef struct kit_work {
     int stream;      /* in any case */
     int unknown;     /* the server is not told total */
     uint64_t pause;  /* bytes after which the source pauses; 0: it does not */
+    int lazy;        /* the client confirms as seldom as it may */
+    rdma_conn_time nap; /* ... and sleeps after each bite */
 
     rdma_cache_slot *slot;
     rdma_body_set *set;

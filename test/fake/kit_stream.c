@@ -6,10 +6,18 @@
 #include "kit.h"
 
 #include <string.h>
+#include <unistd.h>
 
 static const char *ring(const kit_work *w, uint64_t from)
 {
     return w->client->window.base + w->at + from % w->window;
+}
+
+static void take_nap(const kit_work *w)
+{
+    if (w->nap) { /* who is slow is one that sleeps */
+        usleep((useconds_t)w->nap);
+    }
 }
 
 /* [kit locked] Nothing more will come. */
@@ -52,10 +60,19 @@ static kit_heard await_more(const kit_work *w, const kit_conn *k,
     return now;
 }
 
+/* PROTOCOL.md, 9.1: when all is out that was announced, and for every half. */
+static int is_due(const kit_work *w, const kit_heard *h, uint64_t taken,
+                  uint64_t said)
+{
+    return !w->lazy || taken == h->written
+           || taken - said >= (w->window + 1) / 2;
+}
+
 static uint64_t take_ring(kit_work *w, kit_conn *k, uint64_t bite,
                           uint64_t most)
 {
     uint64_t taken = 0;
+    uint64_t said = 0;
 
     while (taken < most) {
         kit_heard h = await_more(w, k, taken, 0);
@@ -65,14 +82,16 @@ static uint64_t take_ring(kit_work *w, kit_conn *k, uint64_t bite,
         if (n == 0) {
             break;
         }
-        ck_assert_uint_le(n, w->window);
+        ck_assert_uint_le(h.written - said, w->window);
         n = bite && n > bite ? bite : n;
         n = n > to_end ? to_end : n;
         ck_assert(kit_piece_is_right(w, taken, (size_t)n, ring(w, taken)));
         taken += n;
-        if (!h.fin && taken < most) { /* the fin has been answered */
+        if (!h.fin && taken < most && is_due(w, &h, taken, said)) {
+            said = taken; /* a fin has been answered */
             kit_say(k, RDMA_HDR_CONSUMED, w->id, taken, 0);
         }
+        take_nap(w);
     }
     return taken;
 }
@@ -93,6 +112,7 @@ static int take_part(kit_work *w, kit_conn *k, const kit_offer *o,
                                  w->client->sink.base + w->at + from));
     for (said = from + bite; bite && said < o->bytes && said < most;
          said += bite) {
+        take_nap(w);
         kit_say(k, RDMA_HDR_CONSUMED, w->id, said, 0);
     }
     if (o->bytes < most) {
