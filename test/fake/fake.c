@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -386,6 +387,18 @@ int fake_eventfd(unsigned initial, int flags)
         return -1;
     }
     return eventfd(initial, flags);
+}
+
+void *fake_mmap(void *addr, size_t len, int prot, int flags, int fd,
+                off_t offset)
+{
+    int error = fake_trip("mmap");
+
+    if (error) {
+        errno = error;
+        return MAP_FAILED;
+    }
+    return mmap(addr, len, prot, flags, fd, offset);
 }
 
 void fake_spare_this_thread(int on)

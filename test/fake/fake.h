@@ -21,6 +21,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #include <infiniband/verbs.h>
 #include <rdma/rdma_cma.h>
@@ -96,5 +97,7 @@ void *fake_calloc(size_t n, size_t size);
 int fake_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
                         void *(*start)(void *), void *baton);
 int fake_eventfd(unsigned initial, int flags);
+void *fake_mmap(void *addr, size_t len, int prot, int flags, int fd,
+                off_t offset);
 
 #endif /* FAKE_H */

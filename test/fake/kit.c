@@ -146,7 +146,7 @@ int kit_main(const char *name, void (*add)(Suite *s))
 /* ---- content ----------------------------------------------------------- */
 
 /* Every word of 8 bytes is its own offset, xor what the id makes of it. */
-void kit_put_body(char *to, uint64_t from, size_t n, uint32_t id)
+static void put_body(char *to, uint64_t from, size_t n, uint32_t id)
 {
     uint64_t key = id * 0x9e3779b97f4a7c15u;
     size_t i;
@@ -158,23 +158,29 @@ void kit_put_body(char *to, uint64_t from, size_t n, uint32_t id)
     }
 }
 
-int kit_body_is_right(const kit_work *w)
+int kit_piece_is_right(const kit_work *w, uint64_t from, size_t n,
+                       const char *at)
 {
-    const rdma_mem_region *r =
-        w->kind == RDMA_HDR_WRITE ? &w->client->window : &w->client->sink;
     char want[4096];
-    uint64_t at;
+    size_t done;
 
-    for (at = 0; at < w->total; at += sizeof(want)) {
-        size_t n = w->total - at < sizeof(want) ? (size_t)(w->total - at)
-                                                : sizeof(want);
+    for (done = 0; done < n; done += sizeof(want)) {
+        size_t len = n - done < sizeof(want) ? n - done : sizeof(want);
 
-        kit_put_body(want, at, n, w->id);
-        if (memcmp(want, r->base + w->at + at, n)) {
+        put_body(want, from + done, len, w->id);
+        if (memcmp(want, at + done, len)) {
             return 0;
         }
     }
     return 1;
+}
+
+int kit_body_is_right(const kit_work *w)
+{
+    const rdma_mem_region *r =
+        w->kind == RDMA_HDR_WRITE ? &w->client->window : &w->client->sink;
+
+    return kit_piece_is_right(w, 0, (size_t)w->total, r->base + w->at);
 }
 
 /* ---- a request --------------------------------------------------------- */
@@ -222,22 +228,22 @@ int kit_begin(kit_work *w)
     return 0;
 }
 
+/* The client has it, by TCP. */
 static void send_head(kit_work *w, const rdma_hdr_response *head)
 {
     pthread_mutex_lock(&w->client->lock);
-    ck_assert(!w->head_out);
     w->head = *head;
-    w->head_out = 1;
+    w->headed = 1;
     pthread_cond_broadcast(&w->client->changed);
     pthread_mutex_unlock(&w->client->lock);
 }
 
-/* That of a stream goes out when the engine says so. */
-static void see_to_head(kit_work *w)
+static void send_stream_head(kit_work *w)
 {
     rdma_hdr_response head;
 
     if (rdma_body_head(w->body, &head)) {
+        ck_assert(!w->headed);
         send_head(w, &head);
     }
 }
@@ -255,7 +261,7 @@ int kit_open(kit_work *w)
     if (w->why != RDMA_HDR_NOT_DECLINED) {
         return failed(w, "open");
     }
-    see_to_head(w);
+    send_stream_head(w);
     return 0;
 }
 
@@ -287,12 +293,12 @@ int kit_fill(kit_work *w, uint64_t bytes)
         if (room > end - w->filled) {
             room = (size_t)(end - w->filled);
         }
-        kit_put_body(at, w->filled, room, w->id);
+        put_body(at, w->filled, room, w->id);
         w->filled += room;
         if (rdma_body_commit(w->body, room)) {
             return trouble(w, "commit");
         }
-        see_to_head(w);
+        send_stream_head(w);
     }
     return 0;
 }
@@ -302,13 +308,8 @@ int kit_flush(kit_work *w)
     if (rdma_body_flush(w->body)) {
         return trouble(w, "flush");
     }
-    see_to_head(w);
+    send_stream_head(w);
     return 0;
-}
-
-int kit_stream_on(kit_work *w)
-{
-    return rdma_body_stream(w->body) ? -1 : kit_flush(w);
 }
 
 int kit_finish(kit_work *w)
@@ -318,7 +319,7 @@ int kit_finish(kit_work *w)
     if (rdma_body_finish(w->body, &head)) {
         return trouble(w, "finish");
     }
-    if (!w->head_out) {
+    if (!w->headed) {
         send_head(w, &head);
     }
     rdma_cache_release(w->slot);
@@ -327,11 +328,41 @@ int kit_finish(kit_work *w)
     return 0;
 }
 
+/* Open it is: the rest, with its pauses. */
+static int go_on(kit_work *w)
+{
+    int rc = 0;
+
+    while (!rc && w->filled < w->total) {
+        uint64_t left = w->total - w->filled;
+        uint64_t n = w->pause && w->pause < left ? w->pause : left;
+
+        rc = kit_fill(w, n) || (w->pause && kit_flush(w));
+    }
+    return rc || kit_finish(w) ? -1 : 0;
+}
+
+static void is_over(kit_work *w)
+{
+    pthread_mutex_lock(&w->client->lock);
+    w->over = 1;
+    pthread_cond_broadcast(&w->client->changed);
+    pthread_mutex_unlock(&w->client->lock);
+}
+
 int kit_serve(kit_work *w)
 {
-    return kit_begin(w) || kit_open(w) || kit_fill(w, w->total) || kit_finish(w)
-               ? -1
-               : 0;
+    int rc = kit_begin(w) || kit_open(w) || go_on(w) ? -1 : 0;
+
+    is_over(w);
+    return rc;
+}
+
+void *kit_go_on_thread(void *work)
+{
+    go_on(work);
+    is_over(work);
+    return NULL;
 }
 
 void *kit_serve_thread(void *work)

@@ -39,19 +39,22 @@ typedef enum kit_manner {
     KIT_LEAVE        /* accepts, and disconnects */
 } kit_manner;
 
-#define KIT_OFFERS 4 /* that one id can have outstanding, and more */
+typedef struct kit_offer {
+    uint64_t bytes, to;
+    uint32_t stag, len;
+    int fin;
+} kit_offer;
+
+#define KIT_OFFERS 4 /* remembered; two may be outstanding, and an empty one */
 
 typedef struct kit_heard {
     uint32_t id;
-    uint64_t written; /* or offered */
-    int fin;
+    uint64_t written;
+    int fin; /* WRITTEN(fin) or OFFER(fin) */
+    kit_offer offers[KIT_OFFERS]; /* a ring */
+    unsigned noffers;             /* ever */
     int aborted;
     uint32_t reason;
-    int stream;        /* a kit_stream takes it, and says all CONSUMED */
-    uint64_t window;   /* bytes, of a stream */
-    uint64_t consumed; /* that the stream has said */
-    unsigned noffers;
-    rdma_hdr_msg offers[KIT_OFFERS]; /* the n-th in [n % KIT_OFFERS] */
 } kit_heard;
 
 typedef struct kit_client kit_client;
@@ -108,17 +111,19 @@ void kit_client_pause(kit_client *c, int on);
 /* The n-th connection (0 and up), once it is OPEN. */
 kit_conn *kit_client_conn(kit_client *c, unsigned n);
 /* Wait for what has been heard of an id; fails the test if it does not come. */
-kit_heard kit_await_heard(kit_client *c, uint32_t id, uint64_t written);
+/* [kit locked] The entry of an id, made if need be. */
+kit_heard *kit_entry(kit_client *c, uint32_t id);
 kit_heard kit_heard_of(kit_client *c, uint32_t id); /* so far */
 kit_heard kit_await_fin(kit_client *c, uint32_t id);
 kit_heard kit_await_abort(kit_client *c, uint32_t id);
-/* [client locked] What has been heard of an id so far. */
-kit_heard *kit_entry(kit_client *c, uint32_t id);
 void kit_await_closed(kit_client *c, unsigned n);
 void kit_await_requests(kit_client *c, unsigned n);
 /* Until so many WRITEs of the server are stuck on their way to this connection,
  * which is frozen. */
 void kit_await_stuck(kit_client *c, unsigned n, unsigned stuck);
+
+/* [kit locked] Sleep for a change; the test fails if none comes. */
+void kit_sleep_on(kit_client *c, const char *what);
 
 void kit_say(kit_conn *k, rdma_hdr_type type, uint32_t id, uint64_t bytes,
              unsigned flags);
@@ -169,8 +174,11 @@ typedef struct kit_work {
     uint32_t stag;   /* of the window */
     size_t at;       /* the window's, or sink's, offset */
     uint64_t window; /* bytes of the window that are offered */
-    int stream;      /* open it as one */
-    int unknown;     /* open it without its length */
+    int stream;      /* in any case */
+    int unknown;     /* the server is not told total */
+    uint64_t pause;  /* bytes after which the source pauses; 0: it does not */
+    int lazy;        /* the client confirms as seldom as it may */
+    rdma_conn_time nap; /* ... and sleeps after each bite */
 
     rdma_cache_slot *slot;
     rdma_body_set *set;
@@ -180,7 +188,8 @@ typedef struct kit_work {
     const char *step;      /* the one that failed, or NULL */
     uint32_t conn; /* abandoned, or used twice: what declined=failed names */
     rdma_hdr_response head;
-    int head_out; /* it has been sent; both under the client's lock */
+    int headed; /* it is out; under the client's lock */
+    int over;   /* the server is through with it; likewise */
 } kit_work;
 
 kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
@@ -189,13 +198,14 @@ kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
 int kit_begin(kit_work *w); /* acquire, wait, use_id */
 int kit_open(kit_work *w);
 int kit_fill(kit_work *w, uint64_t bytes);
-int kit_flush(kit_work *w);  /* the source is dry for now */
-int kit_stream_on(kit_work *w); /* a whole body becomes a stream */
+int kit_flush(kit_work *w);
 int kit_finish(kit_work *w);
 void kit_abandon(kit_work *w, rdma_hdr_abort why);
-/* All of them. */
+/* All of them, with w->pause; w->over at the end. */
 int kit_serve(kit_work *w);
 void *kit_serve_thread(void *work);
+/* The same from kit_open() on. */
+void *kit_go_on_thread(void *work);
 
 typedef struct kit_gang {
     pthread_t threads[24];
@@ -211,28 +221,16 @@ void kit_gang_join(kit_gang *g);
 void kit_take(kit_work *w);
 /* Compare what lies in window or sink. 1: it is the body. */
 int kit_body_is_right(const kit_work *w);
-/* The bytes of id's body from this offset on. */
-void kit_put_body(char *to, uint64_t from, size_t n, uint32_t id);
 
-/* A client's application that takes a stream, on a thread of its own, and
- * compares every byte. What is 0 here is the good client. */
-typedef struct kit_stream {
-    uint64_t bite;        /* bytes, of what is announced, at a time; 0: all */
-    rdma_conn_time pause; /* after each bite */
-    uint64_t leave;       /* it stops when it has taken so many; 0: never */
-    int lazy;             /* CONSUMED as seldom as PROTOCOL.md lets it */
-
-    kit_work *work;
-    pthread_t thread;
-    uint64_t taken; /* bytes; when joined, or under the client's lock */
-    int complete;   /* all of it, and both have said their fin */
-} kit_stream;
-
-/* Before the work begins. */
-void kit_stream_start(kit_stream *s, kit_work *w);
-/* Until it has all, or has left, or the server or the connection ended it. */
-void kit_stream_join(kit_stream *s);
-void kit_stream_await(kit_stream *s, uint64_t taken);
+/* The same for a stream, while it is served: bites of so many bytes (0: all there
+ * is), each compared and confirmed, until the end or until at least so many have
+ * been taken, the last of which are not confirmed. Returns how many. */
+uint64_t kit_take_stream(kit_work *w, uint64_t bite, uint64_t most);
+/* Serve it on a thread and take all of it. */
+void kit_pass_stream(kit_work *w, uint64_t bite);
+/* 1: these are the body's bytes from there on. */
+int kit_piece_is_right(const kit_work *w, uint64_t from, size_t n,
+                       const char *at);
 
 /* Wait until the cache has n slots (connections, and those in the making). */
 void kit_await_slots(unsigned n);

@@ -43,25 +43,6 @@ kit_heard *kit_entry(kit_client *c, uint32_t id)
     return &c->heard[i];
 }
 
-/* [kit locked] What PROTOCOL.md wants of every server; what only a stream needs
- * is kept for it. */
-static void announced(kit_heard *h, const rdma_hdr_msg *m)
-{
-    ck_assert_uint_ge(m->bytes, h->written);
-    ck_assert_msg(!h->fin, "id %u: a message after the last word", m->id);
-    if (h->stream && m->type == RDMA_HDR_WRITTEN) {
-        ck_assert_uint_le(m->bytes - h->consumed, h->window);
-    }
-    if (m->type == RDMA_HDR_OFFER) {
-        if (h->noffers > 0) {
-            ck_assert_uint_eq(m->bytes - m->len, h->written);
-        }
-        h->offers[h->noffers++ % KIT_OFFERS] = *m;
-    }
-    h->written = m->bytes;
-    h->fin = (m->flags & RDMA_HDR_FIN) != 0;
-}
-
 static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
 {
     kit_conn *k = baton;
@@ -73,13 +54,19 @@ static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
     pthread_mutex_lock(&c->lock);
     h = kit_entry(c, m->id);
     mute = c->mute;
-    if (m->type == RDMA_HDR_WRITTEN || m->type == RDMA_HDR_OFFER) {
-        announced(h, m);
-        if (h->fin && m->type == RDMA_HDR_WRITTEN && !h->stream) {
+    if (m->type == RDMA_HDR_WRITTEN) {
+        h->written = m->bytes;
+        h->fin = (m->flags & RDMA_HDR_FIN) != 0;
+        if (h->fin) {
             answer.type = RDMA_HDR_CONSUMED;
             answer.flags = RDMA_HDR_FIN;
             answer.bytes = m->bytes;
         }
+    }
+    else if (m->type == RDMA_HDR_OFFER) {
+        h->fin = (m->flags & RDMA_HDR_FIN) != 0;
+        h->offers[h->noffers++ % KIT_OFFERS] = (kit_offer){
+            m->bytes, m->to, m->stag, m->len, h->fin};
     }
     else if (m->type == RDMA_HDR_ABORT) {
         h->aborted++;
@@ -426,6 +413,11 @@ static void sleep_on(kit_client *c, rdma_conn_time until, const char *what)
                   "the client waits in vain for %s", what);
 }
 
+void kit_sleep_on(kit_client *c, const char *what)
+{
+    sleep_on(c, rdma_conn_now() + KIT_PATIENT, what);
+}
+
 kit_conn *kit_client_conn(kit_client *c, unsigned n)
 {
     rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
@@ -436,20 +428,6 @@ kit_conn *kit_client_conn(kit_client *c, unsigned n)
     }
     pthread_mutex_unlock(&c->lock);
     return &c->conns[n];
-}
-
-kit_heard kit_await_heard(kit_client *c, uint32_t id, uint64_t written)
-{
-    rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
-    kit_heard h;
-
-    pthread_mutex_lock(&c->lock);
-    while (kit_entry(c, id)->written < written) {
-        sleep_on(c, until, "WRITTEN or OFFER");
-    }
-    h = *kit_entry(c, id);
-    pthread_mutex_unlock(&c->lock);
-    return h;
 }
 
 kit_heard kit_heard_of(kit_client *c, uint32_t id)

@@ -191,7 +191,11 @@ static void qp_gone(conn_qp *q)
     unsigned i;
 
     for (i = 0; i < q->n; i++) {
-        read_over(&q->sends[(q->head + i) % CONN_SENDS], 0);
+        const conn_wr *w = &q->sends[(q->head + i) % CONN_SENDS];
+
+        if (!w->refused) {
+            read_over(w, 0);
+        }
     }
     if (p) {
         p->q = NULL;
@@ -704,6 +708,7 @@ static int step(void)
     case 15:
         how = conn_byte();
         conn_fail(how % CONN_FAILS, 1 + how / CONN_FAILS % 8);
+        conn_keeps_refused = how >> 7;
         break;
     case 16:
         conn_clock += (int64_t)conn_byte() * 50000;

@@ -59,6 +59,7 @@ static rdma_mem *mem;
 static struct ibv_pd *pd;
 static rdma_mem_pool *pool;
 static unsigned nblocks;
+static size_t arenas; /* bytes */
 
 static struct server {
     rdma_hdr_kind kind;
@@ -246,6 +247,7 @@ static void on_opened(void *baton, rdma_conn *c)
     rdma_body_conf conf = {.mem = mem,
                            .pool = s.kind == RDMA_HDR_WRITE ? pool : NULL,
                            .arena_max = 128 * 1024,
+                           .arenas = &arenas,
                            .timeout = TIMEOUT,
                            .lease_timeout = LEASE,
                            .remind = remind,
@@ -322,9 +324,11 @@ static void look_at_events(void)
 
 static void expire(int64_t after)
 {
+    unsigned trims = 2;
+
     conn_clock += after;
     rdma_conn_lock(s.c);
-    rdma_body_expire(s.set, rdma_conn_now());
+    rdma_body_expire(s.set, rdma_conn_now(), &trims);
     rdma_conn_unlock(s.c);
 }
 
@@ -624,6 +628,7 @@ static int step(void)
         uint8_t what = conn_byte();
 
         conn_fail(what % 5, 1 + what / 5 % 8);
+        conn_keeps_refused = what >> 7;
         break;
     }
     case 22:
@@ -715,7 +720,7 @@ static void check_nothing_left(unsigned objects)
         rdma_mem_pool_give(pool, blocks[i - 1]);
     }
     rdma_mem_usage_get(mem, &u);
-    FUZZ_ASSERT(u.used == rdma_mem_pool_bytes(pool));
+    FUZZ_ASSERT(u.used == rdma_mem_pool_bytes(pool) && arenas == 0);
     for (id = 0; id < RDMA_COUNT_N; id++) {
         FUZZ_ASSERT(rdma_count_infos[id].kind != RDMA_COUNT_GAUGE
                     || rdma_count_here->of[id] == 0);

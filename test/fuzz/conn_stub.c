@@ -137,6 +137,7 @@ ssize_t conn_getrandom(void *buf, size_t n, unsigned flags)
 
 static unsigned fails[CONN_FAILS];
 int conn_has_failed;
+int conn_keeps_refused;
 
 void conn_fail(unsigned what, unsigned nth)
 {
@@ -226,7 +227,7 @@ void conn_reset(void)
         descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     }
     memset(fails, 0, sizeof(fails));
-    conn_has_failed = 0;
+    conn_has_failed = conn_keeps_refused = 0;
     conn_clock = 1000000000;
     conn_answer = RDMA_CM_EVENT_ESTABLISHED;
     conn_answer_len = 0;
@@ -476,9 +477,6 @@ static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
     conn_wr *w = &q->sends[(q->head + q->n) % CONN_SENDS];
 
     *bad = wr;
-    if (trip(CONN_FAIL_SEND) || qp->state != IBV_QPS_RTS) {
-        return ENOTCONN;
-    }
     FUZZ_ASSERT(wr->num_sge == 1 && q->n < CONN_SENDS);
     w->wr_id = wr->wr_id;
     w->opcode = wr->opcode;
@@ -487,7 +485,13 @@ static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
     w->lkey = wr->sg_list->lkey;
     w->to = wr->wr.rdma.remote_addr;
     w->rkey = wr->wr.rdma.rkey;
+    w->refused = trip(CONN_FAIL_SEND) || qp->state != IBV_QPS_RTS;
     FUZZ_ASSERT(!conn_in_flight(q, w->local, w->len));
+    if (w->refused) {
+        q->n += conn_keeps_refused != 0;
+        conn_break(q, 0, 0);
+        return ENOTCONN;
+    }
     if (w->opcode == IBV_WR_RDMA_READ) {
         FUZZ_ASSERT(q->reads < q->max_reads);
         q->reads++;
@@ -520,10 +524,10 @@ static void finish_send(conn_qp *q, enum ibv_wc_status status)
                 : w->opcode == IBV_WR_SEND      ? IBV_WC_SEND
                 : w->opcode == IBV_WR_RDMA_READ ? IBV_WC_RDMA_READ
                                                 : IBV_WC_RDMA_WRITE;
-    if (conn_completed) {
+    if (!w->refused && conn_completed) {
         conn_completed(q, w, status == IBV_WC_SUCCESS);
     }
-    q->reads -= w->opcode == IBV_WR_RDMA_READ;
+    q->reads -= !w->refused && w->opcode == IBV_WR_RDMA_READ;
     q->head = (q->head + 1) % CONN_SENDS;
     q->n--;
     complete(q->qp.send_cq, &wc);

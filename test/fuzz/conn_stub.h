@@ -65,6 +65,7 @@ typedef struct conn_wr {
     uint32_t len, lkey;
     uint64_t to;
     uint32_t rkey;
+    int refused; /* its post failed: the harness has not heard of it */
 } conn_wr;
 
 typedef struct conn_id {
@@ -127,8 +128,10 @@ enum {
     CONN_FAILS
 };
 void conn_fail(unsigned what, unsigned nth);
-extern int
-    conn_has_failed; /* one has: what else may happen is another matter */
+/* Posts that fail are flushed later on: they were queued before the doorbell. */
+extern int conn_keeps_refused;
+/* A call has failed: what else may happen is another matter. */
+extern int conn_has_failed;
 /* As when the process begins; the objects of the last input are no more. */
 void conn_reset(void);
 

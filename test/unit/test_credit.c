@@ -49,6 +49,14 @@ static uint64_t encode(const world *w)
     return code;
 }
 
+/* For what is tried very often: check writes a note for each ck_assert. */
+#define must(what)                                                            \
+    do {                                                                      \
+        if (!(what)) {                                                        \
+            ck_abort_msg("%s", #what);                                        \
+        }                                                                     \
+    } while (0)
+
 static void visit(search *s, const world *w)
 {
     uint64_t code = encode(w);
@@ -62,7 +70,7 @@ static void visit(search *s, const world *w)
     }
     s->seen[at] = code;
     s->used++;
-    ck_assert_msg(s->used < s->size / 2, "the model is larger than thought");
+    must(s->used < s->size / 2); /* or the model is larger than thought */
     if (s->ntodo == s->room) {
         s->room = s->room ? s->room * 2 : 1024;
         s->todo = realloc(s->todo, s->room * sizeof(*s->todo));
@@ -83,7 +91,7 @@ static void step(search *s, const world *from)
             world w = *from;
             pipe *p = &w.to[1 - e];
 
-            ck_assert_uint_lt(p->n, other->depth); /* a receive is posted */
+            must(p->n < other->depth); /* a receive is posted */
             p->credits[p->n++] = (unsigned char)rdma_credit_spend(&w.end[e]);
             visit(s, &w);
         }
@@ -93,14 +101,14 @@ static void step(search *s, const world *from)
             unsigned credits = p->credits[0];
 
             memmove(p->credits, p->credits + 1, --p->n);
-            ck_assert_int_eq(rdma_credit_arrived(&w.end[e], credits), 0);
+            must(!rdma_credit_arrived(&w.end[e], credits));
             visit(s, &w);
         }
         /* Nothing on its way: whoever wants to send can, or the other end owes
          * so much that it sends a PONG by itself. */
         if (from->to[0].n + from->to[1].n == 0 && !rdma_credit_may_send(me)) {
-            ck_assert(rdma_credit_wants_pong(other)
-                      && rdma_credit_may_send(other));
+            must(rdma_credit_wants_pong(other)
+                 && rdma_credit_may_send(other));
         }
     }
 }
@@ -130,9 +138,8 @@ START_TEST(no_deadlock)
 {
     unsigned d0, d1;
 
-    /* The ends are alike; (6, 5) and (6, 6) have shown nothing else in minutes. */
-    for (d0 = 2; d0 <= DEPTH_MAX; d0++) {
-        for (d1 = 2; d1 <= d0 && d0 + d1 <= 10; d1++) {
+    for (d0 = 2; d0 <= DEPTH_MAX; d0++) { /* the ends are alike */
+        for (d1 = 2; d1 <= d0; d1++) {
             ck_assert_uint_gt(explore(d0, d1), 10);
         }
     }
@@ -186,26 +193,25 @@ START_TEST(unequal_depths)
 
     rdma_credit_init(&end[0], depth[0], depth[1]);
     rdma_credit_init(&end[1], depth[1], depth[0]);
-    for (i = 0; i < 2000000; i++) {
+    for (i = 0; i < 1000000; i++) {
         unsigned e;
 
         random = random * 1664525 + 1013904223;
         e = random >> 31;
         if (random >> 30 & 1) {
             if (rdma_credit_may_send(&end[e])) {
-                ck_assert_uint_lt(n[1 - e], depth[1 - e]);
+                must(n[1 - e] < depth[1 - e]);
                 way[1 - e][(head[1 - e] + n[1 - e]++) % 256] =
                     (unsigned char)rdma_credit_spend(&end[e]);
                 sent++;
             }
             else if (n[0] + n[1] == 0) {
-                ck_assert(rdma_credit_wants_pong(&end[1 - e])
-                          && rdma_credit_may_send(&end[1 - e]));
+                must(rdma_credit_wants_pong(&end[1 - e])
+                     && rdma_credit_may_send(&end[1 - e]));
             }
         }
         else if (n[e] > 0) {
-            ck_assert_int_eq(
-                rdma_credit_arrived(&end[e], way[e][head[e]++ % 256]), 0);
+            must(!rdma_credit_arrived(&end[e], way[e][head[e]++ % 256]));
             n[e]--;
         }
     }
