@@ -2,11 +2,7 @@
 # Installs the Debian packages that this project needs; the one place that
 # lists them.
 #
-<<<<<<< HEAD
-#   packages.sh [build] [lab] [test] [analyze]    (default: the first three)
-=======
-#   packages.sh [build] [lab] [test] [fuzz]     (default: all but fuzz)
->>>>>>> wt-fuzz
+#   packages.sh [build] [lab] [test] [analyze] [fuzz]     (default: the first three)
 #
 # Says first what is missing. As root it installs that; as anybody else it
 # prints the command to run and exits 1. With everything present it says
@@ -27,11 +23,9 @@ lab='qemu-system-x86 busybox-static cpio kmod iproute2 gcc make patch bzip2
 
 test='python3 python3-pytest curl openssl'
 
-<<<<<<< HEAD
 analyze='clang'
-=======
+
 fuzz='clang libclang-rt-14-dev'
->>>>>>> wt-fuzz
 
 case $# in
 0)
@@ -45,15 +39,10 @@ for group; do
     build) wanted="$wanted $build" ;;
     lab) wanted="$wanted $lab" ;;
     test) wanted="$wanted $test" ;;
-<<<<<<< HEAD
     analyze) wanted="$wanted $analyze" ;;
-    *)
-        echo "usage: packages.sh [build] [lab] [test] [analyze]" >&2
-=======
     fuzz) wanted="$wanted $fuzz" ;;
     *)
-        echo "usage: packages.sh [build] [lab] [test] [fuzz]" >&2
->>>>>>> wt-fuzz
+        echo "usage: packages.sh [build] [lab] [test] [analyze] [fuzz]" >&2
         exit 2
         ;;
     esac
