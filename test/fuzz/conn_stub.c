@@ -1,5 +1,7 @@
 /* Copyright 2026 The mod_rdma authors
  * SPDX-License-Identifier: Apache-2.0
+ *
+ * libibverbs and librdmacm.
  */
 #include "conn_stub.h"
 
@@ -9,155 +11,6 @@
 #include <sys/eventfd.h>
 
 #undef ibv_reg_mr
-
-/* ---- the input --------------------------------------------------------- */
-
-static const uint8_t *input;
-static size_t left;
-
-void conn_input(const uint8_t *data, size_t size)
-{
-    input = data;
-    left = size;
-}
-
-size_t conn_left(void)
-{
-    return left;
-}
-
-uint8_t conn_byte(void)
-{
-    if (left == 0) {
-        return 0;
-    }
-    left--;
-    return *input++;
-}
-
-void conn_bytes(void *to, size_t n)
-{
-    uint8_t *p = to;
-
-    while (n-- > 0) {
-        *p++ = conn_byte();
-    }
-}
-
-/* Two bits say from where and in what unit the rest counts. */
-uint64_t conn_size(uint64_t most)
-{
-    uint8_t how = conn_byte();
-    uint64_t n = how & 63;
-
-    switch (how >> 6) {
-    case 0:
-        break;
-    case 1:
-        n = most > n ? most - n : 0;
-        break;
-    case 2:
-        n = most / 63 * n + (n == 63 ? most % 63 : 0);
-        break;
-    default:
-        n = n << 8 | conn_byte();
-    }
-    return n < most ? n : most;
-}
-
-/* ---- time, sleep, threads ---------------------------------------------- */
-
-int64_t conn_clock;
-void (*conn_sleep)(int64_t us);
-void *(*conn_thread)(void *baton);
-void *conn_thread_baton;
-
-int conn_clock_gettime(clockid_t which, struct timespec *ts)
-{
-    (void)which;
-    ts->tv_sec = (time_t)(conn_clock / 1000000);
-    ts->tv_nsec = (long)(conn_clock % 1000000) * 1000;
-    return 0;
-}
-
-int conn_poll(struct pollfd *fds, nfds_t n, int ms)
-{
-    conn_sleep(ms < 0 ? 1000000 : (int64_t)ms * 1000);
-    return poll(fds, n, 0);
-}
-
-int conn_ppoll(struct pollfd *fds, nfds_t n, const struct timespec *ts,
-               const sigset_t *mask)
-{
-    (void)mask;
-    conn_sleep((int64_t)ts->tv_sec * 1000000 + ts->tv_nsec / 1000);
-    return poll(fds, n, 0);
-}
-
-int conn_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *lock,
-                        const struct timespec *ts)
-{
-    int64_t until = (int64_t)ts->tv_sec * 1000000 + ts->tv_nsec / 1000;
-
-    (void)cond;
-    if (until <= conn_clock) {
-        return ETIMEDOUT;
-    }
-    pthread_mutex_unlock(lock);
-    conn_sleep(until - conn_clock);
-    pthread_mutex_lock(lock);
-    return until <= conn_clock ? ETIMEDOUT : 0;
-}
-
-int conn_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
-                        void *(*start)(void *), void *baton)
-{
-    (void)attr;
-    *thread = pthread_self();
-    conn_thread = start;
-    conn_thread_baton = baton;
-    return 0;
-}
-
-int conn_pthread_join(pthread_t thread, void **result)
-{
-    (void)thread;
-    (void)result;
-    return 0;
-}
-
-ssize_t conn_getrandom(void *buf, size_t n, unsigned flags)
-{
-    (void)flags;
-    memset(buf, 7, n);
-    return (ssize_t)n;
-}
-
-/* ---- failures ---------------------------------------------------------- */
-
-static unsigned fails[CONN_FAILS];
-int conn_has_failed;
-int conn_keeps_refused;
-
-void conn_fail(unsigned what, unsigned nth)
-{
-    fails[what] = nth;
-}
-
-static int trip(unsigned what)
-{
-    if (fails[what] > 0 && --fails[what] == 0) {
-        conn_has_failed = 1;
-        errno = ENOMEM;
-        return ENOMEM;
-    }
-    return 0;
-}
-
-void *conn_calloc(size_t n, size_t size)
-{
-    return trip(CONN_FAIL_CALLOC) ? NULL : calloc(n, size);
-}
 
 /* ---- objects ----------------------------------------------------------- */
 
@@ -226,15 +79,12 @@ void conn_reset(void)
     if (descriptor < 0) {
         descriptor = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     }
-    memset(fails, 0, sizeof(fails));
-    conn_has_failed = conn_keeps_refused = 0;
-    conn_clock = 1000000000;
+    conn_calls_reset();
     conn_answer = RDMA_CM_EVENT_ESTABLISHED;
     conn_answer_len = 0;
     conn_completed = NULL;
     conn_gone = NULL;
     conn_accepted = NULL;
-    conn_thread = NULL;
 }
 
 const char *ibv_get_device_name(struct ibv_device *d)
@@ -274,7 +124,7 @@ struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t len,
 
     (void)iova;
     (void)access;
-    if (trip(CONN_FAIL_MR)) {
+    if (conn_trip(CONN_FAIL_MR)) {
         return NULL;
     }
     mr = made(sizeof(*mr));
@@ -378,7 +228,7 @@ static int poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc)
 static int req_notify_cq(struct ibv_cq *cq, int solicited_only)
 {
     (void)solicited_only;
-    if (trip(CONN_FAIL_NOTIFY)) {
+    if (conn_trip(CONN_FAIL_NOTIFY)) {
         return ENOMEM;
     }
     ((conn_cq *)cq)->armed = 1;
@@ -459,7 +309,7 @@ static int post_recv(struct ibv_qp *qp, struct ibv_recv_wr *wr,
     unsigned i = (q->rhead + q->nrecv) % q->max_recv;
 
     *bad = wr;
-    if (trip(CONN_FAIL_RECV) || qp->state == IBV_QPS_ERR) {
+    if (conn_trip(CONN_FAIL_RECV) || qp->state == IBV_QPS_ERR) {
         return ENOTCONN;
     }
     FUZZ_ASSERT(q->nrecv < q->max_recv);
@@ -485,7 +335,7 @@ static int post_send(struct ibv_qp *qp, struct ibv_send_wr *wr,
     w->lkey = wr->sg_list->lkey;
     w->to = wr->wr.rdma.remote_addr;
     w->rkey = wr->wr.rdma.rkey;
-    w->refused = trip(CONN_FAIL_SEND) || qp->state != IBV_QPS_RTS;
+    w->refused = conn_trip(CONN_FAIL_SEND) || qp->state != IBV_QPS_RTS;
     FUZZ_ASSERT(!conn_in_flight(q, w->local, w->len));
     if (w->refused) {
         q->n += conn_keeps_refused != 0;
@@ -772,7 +622,7 @@ int rdma_accept(struct rdma_cm_id *id, struct rdma_conn_param *param)
 {
     conn_qp *q = conn_qp_of(id);
 
-    if (trip(CONN_FAIL_ACCEPT)) {
+    if (conn_trip(CONN_FAIL_ACCEPT)) {
         return -1;
     }
     q->qp.state = IBV_QPS_RTS;

@@ -132,6 +132,9 @@ void conn_fail(unsigned what, unsigned nth);
 extern int conn_keeps_refused;
 /* A call has failed: what else may happen is another matter. */
 extern int conn_has_failed;
+/* 0, or the errno with which this call is to fail. */
+int conn_trip(unsigned what);
+void conn_calls_reset(void);
 /* As when the process begins; the objects of the last input are no more. */
 void conn_reset(void);
 
