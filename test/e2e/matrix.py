@@ -661,11 +661,11 @@ _row(G, "mod_ratelimit", f"/limited{FILE}", length=SIZE,
      tcp="its limit is on the connection", declined="policy")
 
 G = "Access and configuration"
+_row(G, "mod_remoteip", f"/remote{FILE}", "X-Forwarded-For: 192.0.2.7",
+     length=SIZE)
 _row(G, "mod_reqtimeout, a body that does not come (408)",
      "/programs/stdin.cgi", "Content-Length: 5", host="hurried", status=408,
      holds=b"Request Timeout")
-_row(G, "mod_remoteip", f"/remote{FILE}", "X-Forwarded-For: 192.0.2.7",
-     length=SIZE)
 _row(G, "Basic authentication", f"/basic{FILE}", f"Authorization: Basic {USER}",
      length=SIZE)
 _row(G, "Basic authentication, refused (401)", f"/basic{FILE}", status=401,

@@ -278,7 +278,8 @@ BREAKS = dict.fromkeys(["RDMA0020", "AH01067", "AH01068", "AH01075",
 
 @pytest.mark.parametrize("path", [
     "/raw/breaks-with-length", "/raw/breaks-chunked", "/raw/breaks-late",
-    "/fcgi/breaks-100000", "/late/breaks-5000", "/late/breaks-100000"])
+    "/late/breaks-5000", "/late/breaks-100000",
+    pytest.param("/fcgi/breaks-100000", marks=pytest.mark.long)])
 def test_a_source_that_breaks_off(client, path):
     """The client of either mode fails, as that of TCP does; or it gets an error
     page and nothing but that."""
