@@ -15,7 +15,7 @@ from hosts import wait_until
 PARTS = [b"the first\n", b"the second\n", b"the last\n"]
 # What httpd sends on at once, with no flush behind it; more than RdmaMinSize.
 LARGE = [part.rstrip().ljust(7000, b".") + b"\n" for part in PARTS]
-MUCH = 64 << 20
+MUCH = 32 << 20
 PHP_FPM = "/usr/sbin/php-fpm8.2"
 
 

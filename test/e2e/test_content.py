@@ -183,8 +183,8 @@ def test_a_program_that_fails(client):
     pytest.param("write", "error('it fails')", marks=pytest.mark.long),
     pytest.param("write", "return apache2.OK", marks=pytest.mark.long)])
 def test_a_handler_that_fails_at_its_end(client, mode, how):
-    """Where the head had gone over TCP: the same, or a visible failure; but never
-    a success that TCP would not have had."""
+    """Where the head had gone over TCP: the same, or a visible failure; but
+    never a success that TCP would not have had."""
     path = client.site.text("lua/fails.lua", f"""
 function handle(r)
     r.content_type = 'text/plain'

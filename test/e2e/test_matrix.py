@@ -9,13 +9,15 @@ from collections import namedtuple
 import pytest
 
 import backends
-import matrix
+import matrix_site
 import relays
 from clients import HTTP_MOST
 from content import differs
 from hosts import wait_until
 from httpd import PORT, conf
 from matrix import ROWS, Row, expected
+from matrix_site import (BACK_END, CACHES, FILE, HTTP2, PROGRAM, SIZE, TLS,
+                         TLS_OPEN)
 from rawhttp import Connection, declined, field, get_all
 
 WAYS = ("plain", "write", "read")
@@ -28,9 +30,9 @@ Answer = namedtuple("Answer", "line status interim fields trailers body path "
                               "declined problem")
 Log = namedtuple("Log", "row port status b O mode bytes declined")
 
-EXPECTED = [(name, None) for name in matrix.EXPECTED]
-EVENT = conf(matrix.CONF, expect=EXPECTED)
-WORKER = conf(matrix.CONF, mpm="worker", expect=EXPECTED)
+EXPECTED = [(name, None) for name in matrix_site.EXPECTED]
+EVENT = conf(matrix_site.CONF, expect=EXPECTED)
+WORKER = conf(matrix_site.CONF, mpm="worker", expect=EXPECTED)
 SERVERS = {"event": pytest.mark.httpd(EVENT),
            "worker": pytest.mark.httpd(WORKER)}
 # `check` asks a worker for these.
@@ -49,15 +51,15 @@ rows = pytest.mark.parametrize("row,mpm", [
 @pytest.fixture(scope="module", autouse=True)
 def pages(site):
     """The files, before a server starts that wants some of them."""
-    matrix.build(site.root)
+    matrix_site.build(site.root)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def behind(site, pages):
     """The servers behind httpd."""
-    servers = [backends.serve(backends.Raw, matrix.RAW),
-               backends.serve(backends.Fcgi, matrix.FCGI)]
-    php = backends.php_fpm(site.root / "matrix-var", matrix.PHP)
+    servers = [backends.serve(backends.Raw, matrix_site.RAW),
+               backends.serve(backends.Fcgi, matrix_site.FCGI)]
+    php = backends.php_fpm(site.root / "matrix-var", matrix_site.PHP)
     yield
     php.terminate()
     php.wait(30)
@@ -117,7 +119,7 @@ def ask_by_http2(client, way, row):
              "-o", folder / "body",
              "--http2" if row.via == "h2-upgrade" else
              "--http2-prior-knowledge",
-             client.url(row.path, port=matrix.HTTP2)]
+             client.url(row.path, port=HTTP2)]
     if way != "plain":
         words += ["-H", "Connection: RDMA", "-H", f"RDMA: {field(port=41000)}"]
     status, _, _ = client.finish(client.start(words))
@@ -179,8 +181,8 @@ class Run:
         self.wire = {}
         self.logs = {}
         client.httpd.expect(dict(EXPECTED))
-        matrix.forget(client.site.root)
-        digest = authorization(client, f"/digest{matrix.FILE}", "user",
+        matrix_site.forget(client.site.root)
+        digest = authorization(client, f"/digest{FILE}", "user",
                                "secret")
         self._log_at = 0
         self._log()
@@ -204,7 +206,7 @@ class Run:
     def _ask_otherwise(self, way):
         client, lab = self.client, self.client.lab
         answers = {}
-        for via, port in (("tls", matrix.TLS), ("tls-open", matrix.TLS_OPEN)):
+        for via, port in (("tls", TLS), ("tls-open", TLS_OPEN)):
             with relays.Tls(lab, (lab.server(), port)) as relay:
                 answers |= self._ask(way, via, "--server", relay.address,
                                      "--no-address-check")
@@ -224,7 +226,7 @@ class Run:
         self._log_at += len(data)
         entries = (Log(*line.split()) for line in data.decode().splitlines())
         return [entry for entry in entries
-                if entry.row != "-" and entry.port != str(matrix.BACK_END)]
+                if entry.row != "-" and entry.port != str(BACK_END)]
 
     def _log_has_all(self, way):
         for entry in self._log():
@@ -374,27 +376,27 @@ def test_the_packets_say_so_too(run, mpm, way):
 @pytest.mark.parametrize("way", WAYS[1:])
 def test_caches_give_what_others_have_stored(run, client, mpm, way):
     """What was asked for over TCP, and kept, goes by RDMA from there."""
-    rows = [Row("", "", f"{matrix.FILE}?plain", host=name,
+    rows = [Row("", "", f"{FILE}?plain", host=name,
                 ordinal=number) for number, (name, _, _)
-            in enumerate(matrix.CACHES)]
+            in enumerate(CACHES)]
     for answer in ask(client, way, rows).values():
         assert get_all(answer, "X-Cache")[0].startswith("HIT"), answer.fields
         assert (answer.path, answer.problem) == (way, "")
-        assert not differs(answer.body, matrix.SIZE)
-        client.tally.body(True, matrix.SIZE)
+        assert not differs(answer.body, SIZE)
+        client.tally.body(True, SIZE)
 
 
 @mpms
 def test_caches_hold_bodies_and_no_field(run, client, mpm, lab):
     """What was asked for by RDMA, and kept, is there for others; and it says
     nothing of RDMA."""
-    for name, kind, _ in matrix.CACHES:
+    for name, kind, _ in CACHES:
         for way in WAYS[1:]:
             with Connection(lab) as connection:
-                connection.send(f"{matrix.FILE}?{way}", fields=[], host=name,
+                connection.send(f"{FILE}?{way}", fields=[], host=name,
                                 connection=None)
                 answer = connection.answer()
-            assert not differs(answer.body, matrix.SIZE), (name, way)
+            assert not differs(answer.body, SIZE), (name, way)
             assert get_all(answer, "X-Cache")[0].startswith("HIT"), (name, way)
             assert not get_all(answer, "RDMA")
             assert "rdma" not in ",".join(get_all(answer, "Connection")).lower()
@@ -415,6 +417,5 @@ def test_caches_hold_bodies_and_no_field(run, client, mpm, lab):
             sizes = [path.stat().st_size for path in bodies
                      if ".vary" not in str(path.parent)]
             assert sorted(sizes) == sorted(
-                [matrix.SIZE // 2, matrix.SIZE, matrix.SIZE, matrix.PROGRAM]
-                * len(WAYS))
+                [SIZE // 2, SIZE, SIZE, PROGRAM] * len(WAYS))
             assert len(bodies) == 7 * len(WAYS)
