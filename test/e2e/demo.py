@@ -146,8 +146,8 @@ def amount(count):
 
 def content(root):
     """The files to fetch: a real one, which every machine that can run this
-    has, one that is far larger than the window, which the lab has, and generated
-    ones."""
+    has, one that is far larger than the window, which the lab always has, and
+    generated ones."""
     docs = root / "htdocs"
     docs.mkdir()
     docs.chmod(0o755)
@@ -158,7 +158,7 @@ def content(root):
                           Path("/boot") / ("vmlinuz-" + release),
                           Path(os.path.realpath("/usr/bin/python3")))
         if os.access(path, os.R_OK))]
-    if os.access(modules / "linux-image.deb", os.R_OK):
+    if os.environ.get("LAB") == "guest":
         real.append(modules / "linux-image.deb")
     files = []
     for path in real:
