@@ -33,7 +33,7 @@ struct rdma_request {
     rdma_cache_slot *slot;   /* held, or NULL */
     rdma_hdr_kind slot_kind; /* what it is for */
     rdma_body *body;         /* open, or NULL */
-    int streaming;           /* counted as a stream */
+    int streaming;           /* counted among those that hold a worker */
     int opened;              /* the engine has seen the id: never again */
     int refused;             /* a forbidden address has been logged */
     int declined;            /* it is answered over TCP */
@@ -328,9 +328,10 @@ static rdma_hdr_declined acquire(rdma_request *q)
 
 void rdma_request_start(rdma_request *q, request_rec *r)
 {
+    /* It is not held meanwhile: content may take its time, or never come. */
     if (q->status == RDMA_HDR_OK
         && rdma_request_judge(q, r) == RDMA_HDR_NOT_DECLINED) {
-        (void)acquire(q);
+        rdma_cache_prepare(engine, &q->to);
     }
 }
 
@@ -377,7 +378,7 @@ rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
                              total < 0 ? RDMA_BODY_UNKNOWN : (uint64_t)total,
                              stream, &q->body);
     }
-    if (q->body && rdma_body_streamed(q->body)) {
+    if (q->body && rdma_body_holds_worker(q->body)) {
         q->streaming = rdma_cache_stream_begin(engine) == 0;
         if (!q->streaming) {
             why = rdma_request_abandon(q, RDMA_HDR_BUSY,
@@ -390,12 +391,16 @@ rdma_hdr_declined rdma_request_open(rdma_request *q, request_rec *r,
 
 int rdma_request_stream(rdma_request *q)
 {
-    if (rdma_cache_stream_begin(engine)) {
+    int counted = q->streaming;
+
+    if (!counted && rdma_cache_stream_begin(engine)) {
         return -1;
     }
     q->streaming = 1;
     if (rdma_body_stream(q->body)) {
-        end_stream(q);
+        if (!counted) {
+            end_stream(q);
+        }
         return -1;
     }
     return 0;
