@@ -22,7 +22,7 @@ what=${what#K=}
 
 if [ "${LAB:-}" != guest ]; then
     case $what in
-    long) timeout=3600 ;;
+    long) timeout=5400 ;;
     *) timeout=1800 ;;
     esac
     build=${BUILD:-$here/../../build}
@@ -44,5 +44,5 @@ check) set -- --suite=check -m 'not long' ;;
 long) set -- --suite=long ;;
 *) set -- --suite=some -k "$what" ;;
 esac
-exec /usr/bin/python3 -u -m pytest -p no:cacheprovider -v --tb=short \
+exec /usr/bin/python3 -u -m pytest -p no:cacheprovider -v --tb=short --durations=25 \
     --confcutdir="$here" --rootdir="$here" -c "$here/pytest.ini" "$@" "$here"
