@@ -87,6 +87,7 @@ struct kit_client {
     pthread_cond_t changed;
     int quit;
     kit_manner manner;
+    unsigned depth;  /* of the connections it accepts; 0: as ours */
     int mute;        /* answers nothing: no CONSUMED, no ABORT */
     unsigned nconns; /* that were accepted */
     unsigned nopen;  /* that are */
