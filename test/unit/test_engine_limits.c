@@ -186,6 +186,28 @@ START_TEST(busy_connection_is_slow_to_answer)
 }
 END_TEST
 
+/* It has receives for many more messages than we, and need not return a credit
+ * before half of them are used. */
+START_TEST(deep_client_says_nothing)
+{
+    kit_client *c;
+    kit_work w;
+    uint32_t id;
+
+    kit.conf.lease_timeout = 60 * KIT_SECOND;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    c->depth = 255;
+    kit_client_mute(c, 1);
+    for (id = 1; id <= 100; id++) {
+        w = kit_request(c, RDMA_HDR_WRITE, id, 1000);
+        kit_serve(&w);
+        kit_take(&w);
+    }
+    ck_assert_uint_eq(c->nconns, 1);
+}
+END_TEST
+
 /* A request that has started the connect, and has not come to its answer yet,
  * keeps nothing. */
 START_TEST(prepared_connection)
@@ -403,6 +425,7 @@ static void add(Suite *s)
     tcase_add_test(t, pool_is_registered_unlocked);
     t = kit_group(s, "connections");
     tcase_add_test(t, busy_connection_is_slow_to_answer);
+    tcase_add_test(t, deep_client_says_nothing);
     tcase_add_test(t, prepared_connection);
     t = kit_group(s, "black holes");
     tcase_add_test(t, suspects_have_one_connector);
