@@ -72,8 +72,8 @@ struct rdma_body {
     unsigned flying;    /* work requests that the device has */
     uint64_t announced; /* bytes that the client may take */
     uint64_t consumed;
-    uint64_t renewed;   /* what was consumed when the lease was renewed */
-    int spoken_of;      /* something was, or may have been, posted for it */
+    uint64_t renewed; /* what was consumed when the lease was renewed */
+    int spoken_of;    /* something was, or may have been, posted for it */
     rdma_conn_time deadline; /* SAID: for the client's last word */
     int revoked;             /* the deadline has passed once */
     int leased;              /* the client has memory of ours */

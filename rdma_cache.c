@@ -14,9 +14,9 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#define SILENCE   5000000 /* us: a connection silent for so long is asked */
-#define STOP_REFS 1000000 /* us: how long stopping waits for workers */
-#define QUEUE_TIMES 2     /* connect timeouts that one may wait for its turn */
+#define SILENCE     5000000 /* us: a connection silent for so long is asked */
+#define STOP_REFS   1000000 /* us: how long stopping waits for workers */
+#define QUEUE_TIMES 2 /* connect timeouts that one may wait for its turn */
 
 /* ---- small things ------------------------------------------------------ */
 
@@ -175,8 +175,7 @@ static int evict(rdma_cache *cache, const client *who)
     rdma_cache_slot *s;
 
     for (s = cache->slots; s; s = s->next) {
-        if (s->state == READY && s->refs == 0
-            && (!who || s->ep->client == who)
+        if (s->state == READY && s->refs == 0 && (!who || s->ep->client == who)
             && (!oldest || s->used < oldest->used)) {
             unsigned live;
 

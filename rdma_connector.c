@@ -216,9 +216,9 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
     rdma_cache_say(cache, loud ? LEVEL_ERR : LEVEL_INFO,
                    loud ? MSG_NO_RESOURCES : MSG_CONNECT_FAILED,
                    "connect back to port %u (%s) failed at %s: %s%s%s%s%s",
-                   ntohs((uint16_t)ep->key.port), rdma_hdr_kind_name(slot->kind),
-                   why->step, rdma_conn_cause_name(why->cause),
-                   why->error ? ": " : "",
+                   ntohs((uint16_t)ep->key.port),
+                   rdma_hdr_kind_name(slot->kind), why->step,
+                   rdma_conn_cause_name(why->cause), why->error ? ": " : "",
                    why->error ? strerror(why->error) : "",
                    why->cause == RDMA_CONN_CAUSE_REJECTED ? ": " : "",
                    why->cause == RDMA_CONN_CAUSE_REJECTED
@@ -295,9 +295,9 @@ static unsigned connecting_to_suspects(const rdma_cache *cache)
  * and all of those together have half. */
 static int may_connect(const client *who, unsigned to_suspects)
 {
-    return who->suspect ? who->connecting == 0
-                              && to_suspects < RDMA_CACHE_SUSPECTS
-                        : who->connecting < RDMA_CACHE_PER_CLIENT;
+    return who->suspect
+               ? who->connecting == 0 && to_suspects < RDMA_CACHE_SUSPECTS
+               : who->connecting < RDMA_CACHE_PER_CLIENT;
 }
 
 /* 1: a goes before b. */

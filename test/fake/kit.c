@@ -24,6 +24,9 @@ static void log_line(void *baton, int level, int id, const char *line)
 
     (void)baton;
     __atomic_add_fetch(&kit.logged[id], 1, __ATOMIC_RELAXED);
+    if (strstr(line, "> PONG")) {
+        __atomic_add_fetch(&kit.pongs, 1, __ATOMIC_RELAXED);
+    }
     if (__atomic_load_n(&loud, __ATOMIC_RELAXED) < 0) {
         __atomic_store_n(&loud, getenv("KIT_LOG") != NULL, __ATOMIC_RELAXED);
     }
@@ -421,6 +424,20 @@ void kit_take(kit_work *w)
     }
 }
 
+void kit_next_works(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                    unsigned nconns)
+{
+    kit_work w = kit_request(c, kind, id, 5000);
+
+    kit_serve(&w);
+    kit_take(&w);
+    kit_await_no_bodies();
+    if (kind == RDMA_HDR_WRITE) {
+        kit_await_all_blocks();
+    }
+    ck_assert_uint_eq(c->nconns, nconns);
+}
+
 /* ---- waiting for the server -------------------------------------------- */
 
 /* [cache locked] */
@@ -594,15 +611,48 @@ void kit_age_back_off(kit_client *c, rdma_hdr_kind kind)
     pthread_mutex_unlock(&kit.cache->lock);
 }
 
+/* A thread of its own, as it would be: who tests may take other locks. */
+static struct {
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    int on, held;
+} brake = {.lock = PTHREAD_MUTEX_INITIALIZER,
+           .changed = PTHREAD_COND_INITIALIZER};
+
+static void *hold_progress(void *arg)
+{
+    pthread_mutex_lock(&kit.cache->device_lock);
+    pthread_mutex_lock(&brake.lock);
+    brake.held = 1;
+    pthread_cond_broadcast(&brake.changed);
+    while (brake.on) {
+        pthread_cond_wait(&brake.changed, &brake.lock);
+    }
+    brake.held = 0;
+    pthread_mutex_unlock(&brake.lock);
+    pthread_mutex_unlock(&kit.cache->device_lock);
+    return arg;
+}
+
 void kit_stop_progress(int on)
 {
-    if (on) {
-        pthread_mutex_lock(&kit.cache->device_lock);
-        rdma_cache_wake(kit.cache);
+    pthread_mutex_lock(&brake.lock);
+    brake.on = on;
+    pthread_cond_broadcast(&brake.changed);
+    pthread_mutex_unlock(&brake.lock);
+    if (!on) {
+        pthread_join(brake.thread, NULL);
+        return;
     }
-    else {
-        pthread_mutex_unlock(&kit.cache->device_lock);
+    ck_assert_int_eq(pthread_create(&brake.thread, NULL, hold_progress, NULL),
+                     0);
+    pthread_mutex_lock(&brake.lock);
+    while (!brake.held) {
+        pthread_cond_wait(&brake.changed, &brake.lock);
     }
+    pthread_mutex_unlock(&brake.lock);
+    rdma_cache_wake(kit.cache);
 }
 
 void kit_age(rdma_conn_time by)

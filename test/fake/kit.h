@@ -87,6 +87,7 @@ struct kit_client {
     pthread_cond_t changed;
     int quit;
     kit_manner manner;
+    unsigned depth;  /* of the connections it accepts; 0: as ours */
     int mute;        /* answers nothing: no CONSUMED, no ABORT */
     unsigned nconns; /* that were accepted */
     unsigned nopen;  /* that are */
@@ -145,6 +146,7 @@ typedef struct kit_server {
     kit_client *clients[KIT_CLIENTS];
     unsigned nclients;
     unsigned logged[100]; /* lines, by id */
+    unsigned pongs;       /* that the server has said */
 } kit_server;
 
 /* Of the running test; kit_setup() and kit_teardown() are its fixtures. conf
@@ -219,6 +221,10 @@ void kit_gang_join(kit_gang *g);
 
 /* The client's part: take the body, compare it, say the last word. */
 void kit_take(kit_work *w);
+/* A request that is served and taken; the client has had so many connections
+ * then. */
+void kit_next_works(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                    unsigned nconns);
 /* Compare what lies in window or sink. 1: it is the body. */
 int kit_body_is_right(const kit_work *w);
 

@@ -140,6 +140,7 @@ static void accept_request(kit_client *c, struct rdma_cm_id *id,
                            const rdma_hdr_connect *req, kit_manner manner)
 {
     rdma_conn_conf conf = {.kind = req->kind,
+                           .depth = c->depth,
                            .mem = c->mem,
                            .domain = client_domain,
                            .channel = client_channel,

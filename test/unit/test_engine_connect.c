@@ -234,6 +234,33 @@ START_TEST(black_hole_takes_half_of_the_connectors)
 }
 END_TEST
 
+/* A client may have many more receives than we, or fewer: neither end runs out of
+ * credits, or thinks that the other one lies. */
+START_TEST(client_of_another_depth)
+{
+    static const unsigned depths[] = {8, 9, 255};
+    kit_client *c;
+    kit_gang g;
+    uint32_t id;
+    unsigned i;
+
+    kit.conf.memory = 32 * 1024 * 1024;
+    kit_go();
+    c = kit_client_new("192.0.2.1");
+    c->depth = depths[_i / 2];
+    for (id = 1; id <= 300; id += WORKERS) {
+        kit_gang_send(&g, c, _i % 2 ? RDMA_HDR_READ : RDMA_HDR_WRITE, WORKERS,
+                      id, 1000);
+        kit_gang_join(&g);
+        for (i = 0; i < WORKERS; i++) {
+            kit_take(&g.works[i]);
+        }
+    }
+    kit_await_no_bodies();
+    ck_assert_uint_eq(c->nconns, 1);
+}
+END_TEST
+
 /* Nothing of what a client does right after its accept may leave a connection
  * behind that is neither usable nor closed. */
 START_TEST(client_speaks_before_hello)
@@ -646,6 +673,7 @@ static void add(Suite *s)
     tcase_add_loop_test(t, connect_into_a_black_hole, 0, 2);
     tcase_add_test(t, connect_that_nobody_answers);
     tcase_add_test(t, black_hole_takes_half_of_the_connectors);
+    tcase_add_loop_test(t, client_of_another_depth, 0, 6);
     tcase_add_test(t, client_speaks_before_hello);
     tcase_add_loop_test(t, client_leaves_after_accept, 0, 6);
     t = kit_group(s, "idle");

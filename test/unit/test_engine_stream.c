@@ -338,20 +338,6 @@ END_TEST
 
 /* ---- clients of every kind --------------------------------------------- */
 
-static void next_request_works(kit_client *c, rdma_hdr_kind kind, uint32_t id,
-                               unsigned nconns)
-{
-    kit_work w = kit_request(c, kind, id, 5000);
-
-    kit_serve(&w);
-    kit_take(&w);
-    kit_await_no_bodies();
-    if (kind == RDMA_HDR_WRITE) {
-        kit_await_all_blocks();
-    }
-    ck_assert_uint_eq(c->nconns, nconns);
-}
-
 START_TEST(client_takes_small_bites)
 {
     static const uint64_t bites[] = {1000, 4097, 60000};
@@ -413,7 +399,7 @@ START_TEST(client_takes_crumbs)
     is_cut(&w, start);
     ck_assert_int_eq(kit_heard_of(c, 1).aborted, 1);
     kit_await_no_bodies();
-    next_request_works(c, w.kind, 2, 1);
+    kit_next_works(c, w.kind, 2, 1);
 }
 END_TEST
 
@@ -432,7 +418,7 @@ START_TEST(client_does_not_take)
     is_cut(&w, start);
     kit_await_abort(c, 1);
     kit_await_no_bodies();
-    next_request_works(c, w.kind, 2, 1);
+    kit_next_works(c, w.kind, 2, 1);
 }
 END_TEST
 
@@ -455,7 +441,7 @@ START_TEST(client_is_mute)
     kit_await_slots(0);
     ck_assert_int_lt(rdma_conn_now() - start, 10 * KIT_SECOND);
     kit_client_mute(c, 0);
-    next_request_works(c, w.kind, 2, 2);
+    kit_next_works(c, w.kind, 2, 2);
 }
 END_TEST
 
@@ -477,7 +463,7 @@ START_TEST(client_freezes)
     pthread_join(thread, NULL);
     is_cut(&w, start);
     kit_await_slots(0);
-    next_request_works(c, w.kind, 2, 2);
+    kit_next_works(c, w.kind, 2, 2);
 }
 END_TEST
 
@@ -504,7 +490,7 @@ START_TEST(client_is_lost)
     pthread_join(thread, NULL);
     is_cut(&w, start);
     kit_await_slots(0);
-    next_request_works(c, w.kind, 2, 2);
+    kit_next_works(c, w.kind, 2, 2);
 }
 END_TEST
 
@@ -527,7 +513,7 @@ START_TEST(client_aborts)
     is_cut(&w, start);
     ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_ANSWER);
     kit_await_no_bodies();
-    next_request_works(c, w.kind, 2, 1);
+    kit_next_works(c, w.kind, 2, 1);
 }
 END_TEST
 
@@ -553,7 +539,7 @@ START_TEST(content_fails)
     is_cut(&w, start);
     ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_CONTENT);
     kit_await_no_bodies();
-    next_request_works(c, w.kind, 2, 1);
+    kit_next_works(c, w.kind, 2, 1);
 }
 END_TEST
 
@@ -581,7 +567,7 @@ START_TEST(trouble_before_the_head)
     if (_i) {
         kit_await_slots(0);
     }
-    next_request_works(c, RDMA_HDR_READ, 2, _i ? 2 : 1);
+    kit_next_works(c, RDMA_HDR_READ, 2, _i ? 2 : 1);
 }
 END_TEST
 
@@ -619,7 +605,7 @@ START_TEST(end_of_a_said_stream)
         break;
     }
     kit_await_no_bodies();
-    next_request_works(c, kind, 2, _i / 2 == 2 ? 2 : 1);
+    kit_next_works(c, kind, 2, _i / 2 == 2 ? 2 : 1);
 }
 END_TEST
 
