@@ -20,16 +20,17 @@
 #include "../../rdma_conn_private.h"
 #include "../../rdma_count.h"
 
-#define WORKERS 4
-#define IDS     32
-#define PARTS   4
-#define NESTED  3    /* sleepers on the fuzzer's one stack */
-#define STEPS   4000 /* a run that takes more does not end */
-#define TIMEOUT 1000000
-#define LEASE   2000000
-#define WINDOW                                                                 \
-    ((uint64_t)0x10000000) /* where windows begin, and how far apart */
+#define BLOCKS       6 /* of the pool */
+#define WORKERS      4
+#define IDS          32
+#define PARTS        4
+#define NESTED       3    /* sleepers on the fuzzer's one stack */
+#define STEPS        4000 /* a run that takes more does not end */
+#define TIMEOUT      1000000
+#define LEASE        2000000
 #define CALLS_OF_ONE 8
+/* Where windows begin, and how far apart. */
+#define WINDOW ((uint64_t)0x10000000)
 
 typedef struct part {
     uint64_t to, len, end;
@@ -58,7 +59,6 @@ typedef struct worker {
 static rdma_mem *mem;
 static struct ibv_pd *pd;
 static rdma_mem_pool *pool;
-static unsigned nblocks;
 static size_t arenas; /* bytes */
 
 static struct server {
@@ -183,7 +183,7 @@ static void qp_gone(conn_qp *q)
 }
 
 /* A worker is about to fill this: nobody else has it. */
-static void check_space(uint32_t id, const char *at, size_t room)
+static void check_space(const char *at, size_t room)
 {
     uint32_t i;
     unsigned k;
@@ -199,7 +199,6 @@ static void check_space(uint32_t id, const char *at, size_t room)
                         || (uintptr_t)at + room <= p->to);
         }
     }
-    FUZZ_ASSERT(model(id)->total > 0);
 }
 
 static void heed_head(uint32_t id, const rdma_hdr_response *head)
@@ -391,7 +390,7 @@ static int fill(const worker *w, uint64_t n)
         if (!at) {
             return -1;
         }
-        check_space(w->id, at, room);
+        check_space(at, room);
         room = room < n ? room : (size_t)n;
         at[0] = at[room - 1] = (char)w->id;
         n -= room;
@@ -661,17 +660,22 @@ static void asleep(int64_t us)
 
 /* ---- begin and end ----------------------------------------------------- */
 
-static void set_up(void)
+/* What all connections of a child share; made once. */
+static void set_up_child(void)
 {
     if (!mem) {
         mem = rdma_mem_create(8 << 20);
         pd = ibv_alloc_pd(NULL);
-        FUZZ_ASSERT(mem && pd
-                    && rdma_mem_pool_create(mem, pd, 6 * RDMA_MEM_BLOCK, &pool)
-                           == 0);
-        nblocks = 6;
+        FUZZ_ASSERT(mem && pd);
+        FUZZ_ASSERT(
+            rdma_mem_pool_create(mem, pd, BLOCKS * RDMA_MEM_BLOCK, &pool) == 0);
     }
+}
+
+static void set_up(rdma_hdr_kind kind)
+{
     memset(&s, 0, sizeof(s));
+    s.kind = kind;
     conn_posted = posted;
     conn_gone = qp_gone;
     conn_sleep = asleep;
@@ -709,14 +713,14 @@ static void set_gone(void *arg)
 
 static void check_nothing_left(unsigned objects)
 {
-    char *blocks[8];
+    char *blocks[BLOCKS];
     rdma_mem_usage u;
     unsigned i;
     int id;
 
     FUZZ_ASSERT(conn_objects == objects);
-    FUZZ_ASSERT(rdma_mem_pool_take(pool, nblocks, blocks) == 0);
-    for (i = nblocks; i > 0; i--) {
+    FUZZ_ASSERT(rdma_mem_pool_take(pool, BLOCKS, blocks) == 0);
+    for (i = BLOCKS; i > 0; i--) {
         rdma_mem_pool_give(pool, blocks[i - 1]);
     }
     rdma_mem_usage_get(mem, &u);
@@ -756,14 +760,9 @@ void conn_fuzz_server(void)
     rdma_conn *c;
     unsigned objects;
 
-    if (!mem) {
-        set_up();
-        rdma_destroy_event_channel(s.events);
-        ibv_destroy_comp_channel(s.channel);
-    }
+    set_up_child();
     objects = conn_objects;
-    set_up();
-    s.kind = how & 1 ? RDMA_HDR_READ : RDMA_HDR_WRITE;
+    set_up(how & 1 ? RDMA_HDR_READ : RDMA_HDR_WRITE);
     conf.kind = s.kind;
     conf.mem = mem;
     conf.domain = s.kind == RDMA_HDR_WRITE ? domain_of : NULL;
