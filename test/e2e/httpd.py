@@ -78,7 +78,33 @@ def conf(text="RdmaEnable On", mpm="event", expect=(), listen=LISTEN,
          load=LOAD, before=()):
     """A configuration, as a marker has it. expect: pairs of id and count that
     starting brings about; before: words before the server's command line."""
-    return Conf(text, mpm, tuple(expect), listen, load, tuple(before))
+    return Conf(text.strip(), mpm, tuple(expect), listen, load, tuple(before))
+
+
+# For what is over soon; who can do with it shares its server with others.
+SHORT = conf("""
+RdmaEnable On
+RdmaLeaseTimeout 1s
+RdmaTimeout 1s
+RdmaMemory 8M
+""")
+# What holds for a part of the site only.
+PLACES = conf("""
+RdmaEnable On
+ErrorDocument 404 /65536.bin
+<Location /off>
+    RdmaEnable Off
+</Location>
+<Location /write>
+    RdmaMode server-write
+</Location>
+<Location /read>
+    RdmaMode client-read
+</Location>
+<Location /large>
+    RdmaMinSize 1M
+</Location>
+""")
 
 
 class Httpd:

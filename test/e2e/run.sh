@@ -44,5 +44,5 @@ check) set -- --suite=check -m 'not long' ;;
 long) set -- --suite=long ;;
 *) set -- --suite=some -k "$what" ;;
 esac
-exec /usr/bin/python3 -u -m pytest -p no:cacheprovider -v --tb=short \
+exec /usr/bin/python3 -u -m pytest -p no:cacheprovider -v --tb=short --durations=10 \
     --confcutdir="$here" --rootdir="$here" -c "$here/pytest.ini" "$@" "$here"
