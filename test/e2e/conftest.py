@@ -103,9 +103,10 @@ def lab(request, the_lab, the_httpd):
         the_lab.up(_driver(request.node))
     the_lab.complaints()
     yield the_lab
-    found = the_lab.complaints()
-    if found:
-        pytest.fail("the kernel complained: " + "; ".join(found))
+    wrong = [f"the kernel complained: {line}" for line in the_lab.complaints()]
+    wrong += [f"a core of {program}" for program in the_lab.cores()]
+    if wrong:
+        pytest.fail("; ".join(wrong))
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 import ctypes
 import os
 import re
+import resource
 import subprocess
 import threading
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 HOSTS_SH = Path(__file__).parent.parent / "lab" / "hosts.sh"
 ENVIRONMENT = Path("/run/lab.env")
 CLONE_NEWNET = 0x40000000
+CORES = Path("/tmp/cores")  # of whatever program crashes
 DRIVERS = ("none", "stock", "rxe", "tuned")  # in the order of a run
 
 
@@ -42,6 +44,10 @@ class Lab:
         self.driver = None
         self.env = {}
         self._dmesg = 0
+        CORES.mkdir(exist_ok=True)
+        CORES.chmod(0o1777)
+        Path("/proc/sys/kernel/core_pattern").write_text(f"{CORES}/%e.%p\n")
+        resource.setrlimit(resource.RLIMIT_CORE, 2 * (resource.RLIM_INFINITY,))
 
     def up(self, driver):
         """Both hosts with this driver. No program may have a device open."""
@@ -162,4 +168,13 @@ class Lab:
                     found.append(record.split(";", 1)[1].strip())
         finally:
             os.close(log)
+        return found
+
+    @staticmethod
+    def cores():
+        """Names of the programs that have left a core since the last call."""
+        found = []
+        for core in CORES.iterdir():
+            found.append(core.name.rpartition(".")[0])
+            core.unlink()
         return found

@@ -18,7 +18,8 @@ MODULES = "/usr/lib/apache2/modules"
 APACHE = "/usr/sbin/apache2"
 
 # One child, so that what is per child can be counted; the slots beyond it are
-# for the generations that end gracefully.
+# for the generations that end gracefully. CoreDumpDirectory, because what changes
+# its user leaves no core else.
 BASE = """
 ServerRoot "{root}"
 ServerName server
@@ -41,6 +42,7 @@ MaxRequestWorkers {workers}
 KeepAliveTimeout 60
 GracefulShutdownTimeout 60
 ErrorLog "{root}/error.log"
+CoreDumpDirectory "{root}"
 LogLevel info {rdma_level}
 LogFormat "%>s %b %B %O %{{RDMA_MODE}}n %{{RDMA_BYTES}}n \
 %{{RDMA_DECLINED}}n %m %U" e2e
@@ -76,7 +78,33 @@ def conf(text="RdmaEnable On", mpm="event", expect=(), listen=LISTEN,
          load=LOAD, before=()):
     """A configuration, as a marker has it. expect: pairs of id and count that
     starting brings about; before: words before the server's command line."""
-    return Conf(text, mpm, tuple(expect), listen, load, tuple(before))
+    return Conf(text.strip(), mpm, tuple(expect), listen, load, tuple(before))
+
+
+# For what is over soon; who can do with it shares its server with others.
+SHORT = conf("""
+RdmaEnable On
+RdmaLeaseTimeout 1s
+RdmaTimeout 1s
+RdmaMemory 8M
+""")
+# What holds for a part of the site only.
+PLACES = conf("""
+RdmaEnable On
+ErrorDocument 404 /65536.bin
+<Location /off>
+    RdmaEnable Off
+</Location>
+<Location /write>
+    RdmaMode server-write
+</Location>
+<Location /read>
+    RdmaMode client-read
+</Location>
+<Location /large>
+    RdmaMinSize 1M
+</Location>
+""")
 
 
 class Httpd:
@@ -89,6 +117,7 @@ class Httpd:
         self.process = None
         self.running = None  # the Conf
         self.expected = Counter()
+        self._unjudged = []  # of the servers before this one
         self._read = {"error.log": 0, "access.log": 0}
 
     # ---- life -------------------------------------------------------------
@@ -120,6 +149,7 @@ class Httpd:
 
     def start(self, wanted):
         self.stop()
+        self._unjudged += self._new("error.log")
         for name in self._read:
             path = self.root / name
             if path.exists():
@@ -179,6 +209,8 @@ class Httpd:
             process.wait()
             raise AssertionError(f"httpd was still there {seconds} s after "
                                  f"{signal.Signals(how).name}") from None
+        assert process.returncode == 0, \
+            f"httpd ended with status {process.returncode}"
         return time.monotonic() - began
 
     def graceful(self):
@@ -243,7 +275,9 @@ class Httpd:
         """What is wrong with the error log since the last call: a list."""
         seen = Counter()
         wrong = []
-        for line in self._new("error.log"):
+        lines = self._unjudged + self._new("error.log")
+        self._unjudged = []
+        for line in lines:
             where = LINE.search(line)
             identity = IDENTITY.search(line)
             name = identity.group(1) if identity else next(

@@ -1,5 +1,6 @@
 """What stands between rdma_peer and httpd, on the client's host, for requests
-that rdma_peer cannot send by itself: over TLS, or pipelined."""
+that rdma_peer cannot send by itself, over TLS or pipelined, and to see what it
+is answered."""
 import re
 import socket
 import ssl
@@ -66,9 +67,32 @@ class Tls(Relay):
                                  daemon=True).start()
 
 
-def _pump(source, sink):
+class Tap(Relay):
+    """One connection; `answer` is what httpd has said on it, all of it when
+    `ended` is set."""
+
+    answer = b""
+
+    def __init__(self, lab, server):
+        self.ended = threading.Event()
+        super().__init__(lab, server)
+
+    def run(self):
+        near = self._accept()
+        far = self.lab.in_client(self._connect)
+        threading.Thread(target=_pump, args=(near, far), daemon=True).start()
+        _pump(far, near, self._keep)
+        self.ended.set()
+
+    def _keep(self, data):
+        self.answer += data
+
+
+def _pump(source, sink, keep=None):
     try:
         while data := source.recv(65536):
+            if keep:
+                keep(data)
             sink.sendall(data)
         sink.shutdown(socket.SHUT_WR)
     except OSError:

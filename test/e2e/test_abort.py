@@ -6,9 +6,11 @@ import time
 
 import pytest
 
+import relays
+from clients import Peer
 from hosts import wait_until
-from httpd import conf
-from status import status, wait_for
+from httpd import PORT, conf
+from status import changes, status, wait_for
 
 SIZE = 3_000_000
 WINDOW = 65536
@@ -29,6 +31,8 @@ MaxRequestWorkers 32
 MaxSpareThreads 32
 """)
 pytestmark = [pytest.mark.httpd(CONF), pytest.mark.driver("tuned")]
+LEAVE_CHECKED = {("write", "abort"), ("write", "reset-http"),
+                 ("read", "disconnect"), ("read", "close-http")}
 MODES = pytest.mark.parametrize("mode", ["write", "read"])
 
 
@@ -37,11 +41,12 @@ def quiet():
     wait_for(15, LeasesOpen=0, StreamsOpen=0, ArenasOpen=0)
 
 
-@pytest.mark.parametrize("how", [
-    "abort", "disconnect", "reset-http", "close-http",
-    *(pytest.param(how, marks=pytest.mark.long) for how in (
-        "destroy-qp", "stop", "stall"))])
-@MODES
+@pytest.mark.parametrize("mode,how", [
+    pytest.param(mode, how, marks=[] if (mode, how) in LEAVE_CHECKED
+                 else pytest.mark.long)
+    for mode in ("write", "read") for how in (
+        "abort", "disconnect", "reset-http", "close-http", "destroy-qp",
+        "stop", "stall")])
 def test_the_client_leaves_its_stream(client, mode, how):
     """One of four, in the middle; the others get all of theirs."""
     step = "first-message" if mode == "write" else "before-consumed"
@@ -70,6 +75,16 @@ def test_the_client_is_killed(client, mode):
     client.httpd.skip_access()
 
 
+def program(client, name, length, part):
+    """A program that announces more than it has."""
+    return client.site.text(f"programs/{name}", f"""#!/bin/sh
+echo Content-Type: application/octet-stream
+echo Content-Length: {length}
+echo
+head -c {part} /dev/zero
+""", 0o755)
+
+
 @MODES
 @pytest.mark.parametrize("how", ["truncated", "program", "killed"])
 def test_the_server_cuts_a_stream(client, mode, how):
@@ -77,12 +92,7 @@ def test_the_server_cuts_a_stream(client, mode, how):
     before = status()
     length, part = SIZE, SIZE // 2
     if how == "program":
-        path = client.site.text("programs/breaks", f"""#!/bin/sh
-echo Content-Type: application/octet-stream
-echo Content-Length: {length}
-echo
-head -c {part} /dev/zero
-""", 0o755)
+        path = program(client, "breaks", length, part)
         client.httpd.expect({"RDMA0020": None})
     else:
         path = client.site.file(SIZE, how)
@@ -108,6 +118,70 @@ head -c {part} /dev/zero
     wait_until(client.httpd.children, 10, "a child")
     quiet()
     client.fetch(100_000, by=mode, alone=False)
+
+
+@MODES
+def test_the_cut_shows_in_http(client, mode):
+    """The last chunk, which would end the body, does not come."""
+    path = program(client, "shows", SIZE, SIZE // 2)
+    client.httpd.expect({"RDMA0020": None})
+    with relays.Tap(client.lab, (client.lab.server(), PORT)) as tap:
+        run = client.peer([path], "--window", WINDOW, "--server", tap.address,
+                          "--no-address-check", mode=mode, verify=None)
+        assert tap.ended.wait(10)
+    body, = run.details
+    assert (body["status"], body["result"]) == (200, "failed"), run.json
+    head, _, rest = tap.answer.partition(b"\r\n\r\n")
+    assert b"\r\ntransfer-encoding: chunked" in head.lower(), tap.answer
+    assert rest == b"", tap.answer
+    client.httpd.access()
+    quiet()
+
+
+# ---- bodies that are given up before the head ------------------------------
+
+def test_failed_by_its_source(client):
+    """What has been written already is not the answer, and its connection
+    serves the next."""
+    path = program(client, "falls-short", 900_000, 600_000)
+    before = status()
+    client.httpd.expect({"RDMA0020": 1})
+    run = client.peer([path, client.site.file(300_000)], "--window", 1 << 20,
+                      mode="write")
+    first, second = run.details
+    assert (first["status"], first["declined"], first["conn"]) == \
+        (500, "failed", 1), run.json
+    assert (second["result"], second["path"], second["conn"]) == \
+        ("ok", "write", 1), run.json
+    client.tally.body(True, 300_000)
+    assert run.json["connections"]["lost"] == 0, run.json
+    assert changes(before)["DeclinedFailed"] == 1
+    entry, _ = client.httpd.access(2)
+    assert (entry.status, entry.mode, entry.declined) == \
+        ("500", "tcp", "failed")
+    quiet()
+
+
+def test_failed_by_its_connection(client):
+    """It breaks in the middle of a body; all of that comes over TCP."""
+    before = status()
+    client.lab.netem("rate", "5mbit", "limit", "10000")
+    try:
+        process = client.start_peer(
+            [client.site.file(SIZE)], "--window", 4 << 20, "--step",
+            "hello=wait:500", "--step", "hello=disconnect", mode="write")
+        wait_for(DeclinedFailed=before["DeclinedFailed"] + 1)
+    finally:
+        client.lab.mend()
+    run = Peer(*client.finish(process))
+    body, = run.details
+    assert (body["declined"], body["conn"]) == ("failed", 1), run.json
+    assert (body["result"], body["path"], body["bytes"]) == \
+        ("ok", "tcp", SIZE), run.json
+    assert run.mismatched == 0 and run.unexpected == 0, run.json
+    entry, = client.httpd.access()
+    assert (entry.mode, entry.declined) == ("tcp", "failed")
+    quiet()
 
 
 @pytest.mark.parametrize("mode,step", [

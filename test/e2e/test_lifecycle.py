@@ -88,7 +88,7 @@ class TestServer:
         client.fetch(SIZE, by=mode)
 
     @pytest.mark.parametrize("how,most", [
-        (signal.SIGTERM, 5), (signal.SIGWINCH, 20)])
+        (signal.SIGTERM, 3), (signal.SIGWINCH, 20)])
     def test_stop_while_a_lease_is_open(self, client, slow, how, most):
         """At once when hard; when graceful, as soon as the client has read."""
         process = slow("read")
@@ -108,12 +108,13 @@ class TestServer:
         process = slow("read")
         client.httpd.process.send_signal(signal.SIGWINCH)
         time.sleep(0.2)
-        assert client.httpd.stop() < 12
+        assert client.httpd.stop() < 3
         assert not client.lab.objects()
         client.lab.mend()
         client.finish(process, 90)
 
 
+@pytest.mark.long
 @pytest.mark.httpd(conf("RdmaEnable On\nMaxConnectionsPerChild 3"))
 def test_children_that_serve_three_connections(client):
     """A child that is about to go takes up nothing new by RDMA."""

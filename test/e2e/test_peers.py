@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from hosts import wait_until
+from clients import Peer
+from hosts import command, wait_until
+from httpd import SHORT, conf
+from status import changes, status, wait_for
 
-SHORT = "RdmaEnable On\nRdmaLeaseTimeout 1s\nRdmaTimeout 1s\n"
-TIGHT = SHORT + "RdmaMemory 1M\n"
+TIGHT = "RdmaEnable On\nRdmaLeaseTimeout 1s\nRdmaTimeout 1s\nRdmaMemory 1M"
 LARGE = 120_000  # nearly all that a body gets of 1M, and too small for a stream
+PEER_TEST = Path(__file__).parents[1] / "peer/test_self.sh"
+SILENCE = 5300  # ms: after 5 s a connection is asked
+CONNECT = 2     # s: RdmaConnectTimeout's default
 
 
 def well(client):
@@ -57,7 +62,7 @@ class TestLeases:
     def test_stop_does_not_wait_for_it(self, client):
         process = client.peer_at([client.site.file(LARGE)], "head",
                                  mode="read")
-        assert client.httpd.stop() < 5
+        assert client.httpd.stop() < 3
         assert not client.lab.objects()
         process.kill()
         client.finish(process)
@@ -69,22 +74,49 @@ def test_an_idle_child_sleeps(client):
     process = client.peer_at([client.site.file(65536)], "done@1/8",
                              "--clients", 8)
     client.httpd.access(8)
-    time.sleep(1)
+    time.sleep(0.5)
 
     def switches():
         total = 0
         for child in client.httpd.children():
-            for status in Path(f"/proc/{child}/task").glob("*/status"):
-                for line in status.read_text().splitlines():
+            for file in Path(f"/proc/{child}/task").glob("*/status"):
+                for line in file.read_text().splitlines():
                     if line.startswith("voluntary_ctxt_switches"):
                         total += int(line.split()[1])
         return total
     before = switches()
-    time.sleep(4)
-    assert switches() - before < 4 * 10
+    time.sleep(2)
+    assert switches() - before < 2 * 10
     process.stdin.close()
     process.stdin = None
     client.finish(process)
+
+
+@pytest.mark.parametrize("mode", [
+    "write", pytest.param("read", marks=pytest.mark.long)])
+@pytest.mark.httpd(conf())
+def test_silent(client, mode):
+    """A client that has stopped, which its device does not tell, is asked
+    before it is relied on; then it goes without, in time."""
+    before = status()
+    process = client.peer_at(
+        [client.site.file(300_000)], "done@3", "--concurrency", 2, "--step",
+        "done@1=stall", "--step", f"before-request@2=wait:{SILENCE}",
+        count=2, mode=mode, requests=3)
+    process.stdin.close()
+    process.stdin = None
+    run = Peer(*client.finish(process))
+    assert (run.status, run.ok) == (0, 3), run.json
+    assert [body["path"] for body in run.details] == [mode, "tcp", mode]
+    second = run.details[1]
+    assert second["declined"] == "connect"
+    assert CONNECT - 0.1 < second["seconds"] < CONNECT + 1.5
+    assert run.connections_made[mode] == 2, run.json
+    done = changes(before)
+    assert done["ConnectionsClosedSilent"] == 1, done
+    for _ in range(2):
+        client.tally.body(True, 300_000)
+    client.httpd.access(3)
 
 
 STEPS = ("request-sent", "connect-request", "accepted", "established",
@@ -105,9 +137,17 @@ CHECKED = {("hello", "exit"), ("head", "reset-http"),
 def test_leaving(client, step, end):
     """At every step, in every way; three clients, one of them leaves."""
     for mode in ("write", "read"):
-        client.peer([client.site.file(300_000)], "--clients", 3, "--step",
-                    f"{step}/2={end}", "--timeout", 10, "--progress", 2,
-                    "--linger", 300, mode=mode, requests=2)
+        run = client.peer([client.site.file(300_000)], "--clients", 3,
+                          "--step", f"{step}/2={end}", "--timeout", 10,
+                          "--progress", 2, "--linger", 300, mode=mode,
+                          requests=2)
+        if end != "exit":
+            assert run.mismatched == 0 and run.unexpected == 0, run.json
+            others = [(body["path"], body["result"]) for body in run.details
+                      if body["client"] != 2]
+            assert others == [(mode, "ok")] * 4, run.json
+    wait_for(ConnectionsOpenWrite=0, ConnectionsOpenRead=0, LeasesOpen=0,
+             StreamsOpen=0, ConnectsQueued=0, ConnectsInFlight=0)
     well(client)
 
 
@@ -145,6 +185,16 @@ def test_lies(client, lie):
     # The last one had a lease when it lied.
     if lie in PUNISHED:
         assert liar.json["connections"]["lost"] >= 1, liar.json
-    status, out, _ = client.finish(honest)
-    assert status == 0, out
+    ended, out, _ = client.finish(honest)
+    assert ended == 0, out
     well(client)
+
+
+@pytest.mark.long
+@pytest.mark.driver("none")
+def test_the_peer_itself(lab, the_httpd):
+    """Both halves of it agree."""
+    the_httpd.stop()
+    lab.driver = None  # whatever comes next has to set its own up
+    print(command("timeout", "300", "sh", str(PEER_TEST), "tuned",
+                  timeout=320))

@@ -4,14 +4,17 @@ import time
 import pytest
 
 from content import differs
-from httpd import PORT, conf
+from hosts import wait_until
+from httpd import PLACES, PORT, conf
 from rawhttp import field
 
 SIZE = 1 << 20
 
 
-@pytest.mark.parametrize("mode", ["write", "read"])
-@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("mode,family", [
+    ("write", 4), ("read", 6),
+    pytest.param("write", 6, marks=pytest.mark.long),
+    pytest.param("read", 4, marks=pytest.mark.long)])
 def test_by_rdma(client, mode, family):
     result, _ = client.fetch(SIZE, "--rdma-require", by=mode, family=family)
     assert result.attempts == 1
@@ -50,8 +53,6 @@ def test_required_and_declined(client):
     assert result.status == 9
     assert "small" in result.err or "small" in (result.declined or "")
     assert not list(client.folder.iterdir())
-
-
 
 
 @pytest.mark.httpd(conf("", load=""))
@@ -114,8 +115,10 @@ def test_ended_in_the_middle(client):
     """Nothing partial is left, and the server is as well as before."""
     client.lab.netem("rate", "2mbit")
     try:
+        before = client.lab.sent()[0]
         process = client.start_rwget(client.site.file(SIZE))
-        time.sleep(1.5)
+        wait_until(lambda: client.lab.sent()[0] - before > SIZE // 16, 10,
+                   "the transfer begins")
         process.terminate()
         client.finish(process, 10)
     finally:
@@ -127,7 +130,7 @@ def test_ended_in_the_middle(client):
     client.fetch(SIZE, by="write")
 
 
-@pytest.mark.httpd("RdmaEnable On\nErrorDocument 404 /65536.bin\n")
+@pytest.mark.httpd(PLACES)
 class TestMore:
     def test_range(self, client):
         path = client.site.file(SIZE)

@@ -10,13 +10,12 @@ import pytest
 
 import status as numbers
 from hosts import wait_until
-from httpd import STATUS_PATH, STATUS_PORT, conf
+from httpd import SHORT, STATUS_PATH, STATUS_PORT, conf
 from rawhttp import Connection, declined, field
 from status import changes, status, wait_for
 
 ROOT = Path(__file__).parents[2]
 SIZE = 65536
-SHORT = "RdmaEnable On\nRdmaLeaseTimeout 1s\nRdmaTimeout 1s\nRdmaMemory 8M\n"
 
 
 def documented():
@@ -172,7 +171,7 @@ def test_memory(client, before):
     assert changes(before, settled())["LeasesAborted"] == held
 
 
-TWO = "RdmaEnable On\nRdmaIdleTimeout 5s\nRdmaMaxConnections 2\n"
+TWO = "RdmaEnable On\nRdmaIdleTimeout 3s\nRdmaMaxConnections 2\n"
 
 
 @pytest.mark.httpd(TWO)

@@ -1,10 +1,16 @@
 """Bodies are right in every byte, and go the way they should: each driver,
 mode, address family and MPM."""
+import os
+
 import pytest
 
-from content import SEED
-from httpd import conf
+from clients import Rwget
+from content import SEED, differs
+from hosts import wait_until
+from httpd import PLACES, conf
+from status import changes, status, wait_for
 from tally import ALL_CELLS, SOME_CELLS, name
+from test_abort import CONF as PROGRAMS
 
 WINDOW = 2 << 20
 SIZES = (1, 4095, 4096, 4097, 65536, 1 << 20, WINDOW - 1, WINDOW)
@@ -52,18 +58,7 @@ def test_cell(client, cell):
     client.tally.cells.add(cell)
 
 
-PINNED = """
-RdmaEnable On
-<Location /write>
-    RdmaMode server-write
-</Location>
-<Location /read>
-    RdmaMode client-read
-</Location>
-"""
-
-
-@pytest.mark.httpd(PINNED)
+@pytest.mark.httpd(PLACES)
 class TestConnections:
     def test_one_for_each_kind(self, client):
         paths = [client.site.file(65536, folder) for folder in
@@ -122,8 +117,10 @@ class TestConnections:
 
 
 # A worker for each HTTP connection: httpd ends idle ones when it has too few.
+# And little memory, so that it is used again while packets are missing.
 MANY = """
 RdmaEnable On
+RdmaMemory 32M
 RdmaMaxConnectionsPerClient 200
 RdmaConnectTimeout 10
 ThreadsPerChild 64
@@ -149,51 +146,76 @@ def test_many_clients(client, clients, requests):
     client.httpd.access(total)
 
 
+NEAR = ("delay", "3ms", "1ms", "loss", "2%", "reorder", "10%")
+FAR = ("delay", "20ms", "loss", "2%", "reorder", "5%", "limit", "10000")
+
+
+@pytest.mark.parametrize("line,clients,at_once,requests", [
+    pytest.param(NEAR, 1, 2, 15, id="near"),
+    pytest.param(FAR, 2, 1, 5, id="far"),
+    pytest.param(NEAR, 4, 2, 50, id="near-long", marks=pytest.mark.long),
+    pytest.param(FAR, 10, 1, 50, id="far-long", marks=pytest.mark.long)])
 @pytest.mark.parametrize("driver", [
     pytest.param("tuned", marks=pytest.mark.driver("tuned")),
     pytest.param("stock", marks=[pytest.mark.driver("stock"),
                                  pytest.mark.long])])
 @pytest.mark.parametrize("mode", ["write", "read"])
-def test_loss_and_reorder(client, driver, mode):
-    """Every file has other bytes: what is sent again must not be what came
-    into the memory later."""
-    paths = [client.site.file(400_000, seed=SEED + (n << 50))
-             for n in range(1, 7)]
-    requests = 24
-    client.lab.netem("delay", "3ms", "1ms", "loss", "2%", "reorder", "10%")
-    try:
-        run = client.peer(paths, "--concurrency", 2, mode=mode, verify=None,
-                          requests=requests, seconds=240)
-    finally:
-        client.lab.mend()
-    assert (run.status, run.ok) == (0, requests), run.json
-    sums = {path: client.site.sha256(path) for path in paths}
-    for body in run.details:
-        assert body["sha256"] == sums[body["url"]], body
-        client.tally.body(body["path"] == mode, 400_000)
-        assert body["path"] == mode
-    client.httpd.access(requests)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("driver", [
-    pytest.param("tuned", marks=pytest.mark.driver("tuned")),
-    pytest.param("stock", marks=pytest.mark.driver("stock"))])
-@pytest.mark.parametrize("mode", ["write", "read"])
 @pytest.mark.httpd(MANY)
-def test_five_hundred_over_a_bad_line(client, driver, mode):
-    paths = [client.site.file(size, seed=SEED + (n << 50))
-             for n, size in enumerate((20_000, 90_000, 400_000, 1_300_000), 1)]
-    client.lab.netem("delay", "20ms", "loss", "2%", "reorder", "5%",
-                     "limit", "10000")
+def test_loss_and_reorder(client, driver, mode, line, clients, at_once,
+                          requests):
+    """Every file has other bytes: what is sent again must not be what came
+    into the memory later. The largest takes more memory than a body may have."""
+    paths = [client.site.file(size, seed=SEED + (n << 50)) for n, size in
+             enumerate((20_000, 90_000, 400_000, 1_300_000, 4_500_000), 1)]
+    total = clients * requests
+    before = status()
+    client.lab.netem(*line)
     try:
-        run = client.peer(paths, "--clients", 10, mode=mode, verify=None,
-                          requests=50, seconds=400)
+        run = client.peer(paths, "--clients", clients, "--concurrency",
+                          at_once, "--window", 256 << 10, mode=mode,
+                          verify=None, requests=requests, seconds=400)
     finally:
         client.lab.mend()
-    assert (run.status, run.ok, run.paths[mode]) == (0, 500, 500), run.json
+    assert (run.status, run.ok, run.paths[mode]) == (0, total, total), run.json
+    assert changes(before)[f"Requests{mode.capitalize()}Streamed"] > 0
     sums = {path: client.site.sha256(path) for path in paths}
     for body in run.details:
         assert body["sha256"] == sums[body["url"]], body
         client.tally.body(body["path"] == mode, body["bytes"])
-    client.httpd.access(500)
+    client.httpd.access(total)
+
+
+@pytest.mark.httpd(PROGRAMS)
+def test_connects_while_the_content_is_made(client):
+    """A program that has not said a word yet; its client is connected."""
+    size = 300_000
+    gate = client.site.root / "programs/gate"
+    file = client.site.file(size)
+    path = client.site.text("programs/late", f"""#!/bin/sh
+read go <{gate}
+echo Content-Type: application/octet-stream
+echo Content-Length: {size}
+echo
+cat {client.site.root}{file}
+""", 0o755)
+    os.mkfifo(gate)
+    gate.chmod(0o666)
+    before = wait_for(ConnectionsOpenWrite=0, ConnectionsOpenRead=0)
+    process = client.start_rwget(path, rdma="write")
+    wait_for(ConnectionsOpenWrite=1)
+    assert changes(before).keys() <= {
+        "RequestsAsked", "ConnectionsMade", "ConnectionsOpenWrite"}
+
+    def opened():
+        try:
+            return os.fdopen(os.open(gate, os.O_WRONLY | os.O_NONBLOCK), "w")
+        except OSError:
+            return None  # the program is not there yet
+    with wait_until(opened, 10, "the program waits") as writer:
+        writer.write("go\n")
+    result = Rwget(*client.finish(process), client.folder / "fetched")
+    assert (result.status, result.path) == (0, "write"), result.err
+    assert not differs(result.target.read_bytes(), size)
+    client.tally.body(True, size)
+    client.httpd.access()
+    gate.unlink()

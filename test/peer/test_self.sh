@@ -1,11 +1,11 @@
 #!/bin/sh
-# Runs inside the lab: do both halves of rdma_peer agree, over every driver?
+# Runs inside the lab: do both halves of rdma_peer agree, over each driver?
 #
-#   test_self.sh [PEER]        (/build/peer/rdma_peer)
+#   test_self.sh [DRIVER...]        (stock tuned rxe)
 set -u
 
 here=$(cd "$(dirname "$0")" && pwd)
-peer=${1:-/build/peer/rdma_peer}
+peer=/build/peer/rdma_peer
 passed=0
 runs=0
 
@@ -72,8 +72,9 @@ cases() {
 }
 
 "$peer" --examples "$here/../../docs/PROTOCOL.md" || exit 1
-for driver in stock tuned rxe; do
-    "$here/../lab/hosts.sh" up $driver || exit 1
+[ $# -gt 0 ] || set -- stock tuned rxe
+for driver; do
+    "$here/../lab/hosts.sh" up "$driver" || exit 1
     # shellcheck source=/dev/null
     . /run/lab.env
     "$peer" --serve --bind "$SERVER4" --port 9090 >/dev/null &
