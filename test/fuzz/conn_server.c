@@ -366,8 +366,9 @@ static void open_body(worker *w)
         return;
     }
     s.nids++;
-    s.ids[id] =
-        (id_model){.total = how & 1 ? UINT64_MAX : total, .window = window};
+    /* The rest stays: it may have been lied about before. */
+    s.ids[id].total = how & 1 ? UINT64_MAX : total;
+    s.ids[id].window = window;
     req.id = req.stag = id;
     req.to = WINDOW * id;
     why = rdma_body_open(s.set, &req, s.ids[id].total, how & 2, &w->body);
@@ -564,7 +565,7 @@ static void client_lies(void)
     if (rdma_hdr_get_msg(bytes, len, &m) == RDMA_HDR_OK) {
         s.granted += m.credits;
         s.owed = m.credits > s.owed ? 0 : s.owed - m.credits;
-        if (m.id && m.id <= s.nids) { /* whatever it says, it may be taken */
+        if (m.id && m.id <= IDS) { /* whatever it says, it may be taken */
             id_model *d = &s.ids[m.id];
 
             d->consumed = m.type == RDMA_HDR_CONSUMED && m.bytes > d->consumed
