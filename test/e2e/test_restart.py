@@ -27,7 +27,8 @@ MaxSpareThreads 32
 """
 EVENT = conf(SHORT)
 WORKER = conf(SHORT, mpm="worker")
-# Each mode and MPM; in check one MPM for each mode, where not said otherwise.
+# Each mode and MPM, of several hows the first; one MPM for each mode has all of
+# them, and is what is in check, where not said otherwise.
 MPMS = {"event": EVENT, "worker": WORKER}
 IN_CHECK = {("write", "event"), ("read", "worker")}
 
@@ -37,6 +38,8 @@ def each(*hows, check=None, modes=("write", "read")):
     mode and how in check."""
     for mode, (mpm, server), how in itertools.product(
             modes, MPMS.items(), hows or [None]):
+        if (mode, mpm) not in IN_CHECK and how not in (None, *hows[:1]):
+            continue
         marks = [pytest.mark.httpd(server)]
         if (mode, mpm) not in IN_CHECK or (check and (mode, how) not in check):
             marks.append(pytest.mark.long)
