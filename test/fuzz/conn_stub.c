@@ -88,6 +88,13 @@ void conn_reset(void)
     conn_accepted = NULL;
 }
 
+int ibv_query_device(struct ibv_context *c, struct ibv_device_attr *attr)
+{
+    (void)c;
+    memset(attr, 0, sizeof(*attr)); /* nobody's */
+    return 0;
+}
+
 const char *ibv_get_device_name(struct ibv_device *d)
 {
     return d->name;
