@@ -505,6 +505,8 @@ void rdma_request_decline(rdma_request *q, request_rec *r,
     rdma_count_add(RDMA_COUNT_RequestsTcp, 1);
     rdma_count_add(RDMA_COUNT_DeclinedSmall + why - RDMA_HDR_SMALL, 1);
     note(r, "RDMA_MODE", "tcp");
+    apr_table_unset(r->notes, "RDMA_BYTES"); /* of a head that was refused */
+    apr_table_unset(r->subprocess_env, "RDMA_BYTES");
     note(r, "RDMA_DECLINED", name);
     ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
                   "RDMA0015: id %u: over TCP, declined=%s", head.id, name);

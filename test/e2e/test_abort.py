@@ -96,7 +96,7 @@ def test_the_server_cuts_a_stream(client, mode, how):
         client.httpd.expect({"RDMA0020": None})
     else:
         path = client.site.file(SIZE, how)
-    client.lab.netem("rate", "8mbit", "limit", "10000")
+    client.lab.netem("rate", "2mbit", "limit", "10000")
     try:
         process = client.start_rwget(path, f"--rdma-window={WINDOW}",
                                      rdma=mode)

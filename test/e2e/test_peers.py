@@ -5,13 +5,12 @@ from pathlib import Path
 import pytest
 
 from clients import Peer
-from hosts import command, wait_until
+from hosts import wait_until
 from httpd import SHORT, conf
 from status import changes, status, wait_for
 
 TIGHT = "RdmaEnable On\nRdmaLeaseTimeout 1s\nRdmaTimeout 1s\nRdmaMemory 1M"
 LARGE = 120_000  # nearly all that a body gets of 1M, and too small for a stream
-PEER_TEST = Path(__file__).parents[1] / "peer/test_self.sh"
 SILENCE = 5300  # ms: after 5 s a connection is asked
 CONNECT = 2     # s: RdmaConnectTimeout's default
 
@@ -188,13 +187,3 @@ def test_lies(client, lie):
     ended, out, _ = client.finish(honest)
     assert ended == 0, out
     well(client)
-
-
-@pytest.mark.long
-@pytest.mark.driver("none")
-def test_the_peer_itself(lab, the_httpd):
-    """Both halves of it agree."""
-    the_httpd.stop()
-    lab.driver = None  # whatever comes next has to set its own up
-    print(command("timeout", "300", "sh", str(PEER_TEST), "tuned",
-                  timeout=320))

@@ -4,7 +4,6 @@
  * libibverbs and librdmacm.
  */
 #include "conn_stub.h"
-#include "rdma_siw.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -172,13 +171,6 @@ int ibv_destroy_comp_channel(struct ibv_comp_channel *channel)
 }
 
 /* ---- completion queues ------------------------------------------------- */
-
-/* There is no siw here. */
-struct ibv_cq *rdma_siw_guard(struct ibv_context *c)
-{
-    (void)c;
-    return NULL;
-}
 
 struct ibv_cq *ibv_create_cq(struct ibv_context *c, int cqe, void *cq_context,
                              struct ibv_comp_channel *channel, int vector)
