@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import clients
+import faults
 import wire
 from content import Site
 from hosts import DRIVERS, Lab
@@ -201,6 +202,10 @@ def pytest_terminal_summary(terminalreporter, config):
     if TALLY.matrix:
         terminalreporter.section("support matrix")
         for line in table_of(TALLY.matrix):
+            terminalreporter.write_line(line)
+    if TALLY.faults:
+        terminalreporter.section("faults")
+        for line in faults.table_of(TALLY.faults):
             terminalreporter.write_line(line)
     terminalreporter.section("end to end")
     for line in TALLY.lines(suite):

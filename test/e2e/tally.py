@@ -23,6 +23,7 @@ class Tally:
         self.cells = set()
         self.groups = {}
         self.matrix = {}  # {row: {mode: rdma, tcp or FAIL}}
+        self.faults = {}  # {(mode, step): {fault: deadline or FAIL}}
 
     def body(self, moved, size):
         self.wanted += 1
@@ -35,6 +36,12 @@ class Tally:
         row = self.matrix.setdefault(identity, {})
         if row.get(mode) != "FAIL":
             row[mode] = seen
+
+    def fault(self, mode, step, fault, seen):
+        """What a cell of the table of faults has come to; a failure stays."""
+        row = self.faults.setdefault((mode, step), {})
+        if row.get(fault) != "FAIL":
+            row[fault] = seen
 
     def outcome(self, group, outcome):
         self.groups.setdefault(group, Counter())[outcome] += 1

@@ -359,11 +359,9 @@ static enum verdict act_wait(const struct point *p)
     return HOLD;
 }
 
-static enum verdict leave_http(const struct point *p, bool reset)
+static void leave_lane(struct request *r, bool reset)
 {
-    struct request *r = p->request;
-    if (r != NULL && r->lane != NULL && r->lane->http != NULL
-        && !r->http_ended) {
+    if (r->lane != NULL && r->lane->http != NULL && !r->http_ended) {
         http_close(r->lane->http, reset);
         r->lane->http = NULL;
         r->http_ended = true;
@@ -373,6 +371,20 @@ static enum verdict leave_http(const struct point *p, bool reset)
         }
         else {
             request_advance(r);
+        }
+    }
+}
+
+/* At a step of a connection, that of all requests of its client. */
+static enum verdict leave_http(const struct point *p, bool reset)
+{
+    if (p->request != NULL) {
+        leave_lane(p->request, reset);
+    }
+    else {
+        for (struct request *r = p->ep->open, *next; r != NULL; r = next) {
+            next = r->next;
+            leave_lane(r, reset);
         }
     }
     return GO;

@@ -1,0 +1,83 @@
+"""Faults at every step of the protocol: what can go wrong, when, and how long
+the server may hold anything for it. test_faults.py brings them about."""
+from dataclasses import dataclass
+
+MODES = ("write", "read")
+
+# Seconds, in the server's configuration.
+CONNECT, TIMEOUT, LEASE, HTTP, RESPAWN = 2, 1, 2, 2, 1
+
+# What ends what the server holds, and when at the latest.
+DEADLINES = {
+    "at once": 0,
+    "connect": CONNECT,            # RdmaConnectTimeout
+    "progress": 2 * TIMEOUT,       # until ABORT, and for its answer
+    "lease": LEASE + TIMEOUT,      # the same, when all has been handed over
+    "next child": RESPAWN,         # httpd looks once a second
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    name: str
+    at: dict              # where rdma_peer stops, by mode
+    gated: bool = False   # the content comes after the fault
+    slow: bool = False    # the wire is so slow that the step lasts
+    stream: bool = False
+
+
+def _both(step):
+    return dict.fromkeys(MODES, step)
+
+
+STEPS = (
+    Step("before connect", _both("connect-request")),
+    Step("after connect", _both("established")),
+    Step("before the first WRITE or part", _both("hello"), gated=True),
+    Step("during WRITE", {"write": "request-sent"}, slow=True),
+    Step("after WRITE, before WRITTEN is consumed", {"write": "written-fin"}),
+    Step("head sent", _both("head")),
+    Step("during READ", {"read": "during-read"}, slow=True),
+    Step("before CONSUMED", _both("before-consumed")),
+    Step("mid stream", {"write": "first-message", "read": "before-consumed"},
+         stream=True),
+)
+FAULTS = ("kill", "stop", "link down", "loss", "HTTP reset", "device removed",
+          "child crash")
+# HTTP is as silent as RDMA: a worker that has gone back to it may have to wait.
+SILENT = {"stop", "link down", "loss"}
+
+
+def deadline(fault, step, mode):
+    """The name of the one that applies."""
+    first = step.name == "before connect"
+    if fault == "child crash":
+        return "next child"
+    if fault in ("stop", "loss"):
+        if first:
+            return "connect"
+        return "progress" if step.stream else "lease"
+    if fault == "link down" and first:
+        return "connect"
+    # A client that has not seen the head does not know what it could give back.
+    if fault == "HTTP reset" and mode == "read" and (
+            first or step.gated or step.name == "after connect"):
+        return "lease"
+    return "at once"
+
+
+def table_of(seen):
+    """The table of what was seen: {(mode, step's name): {fault: text}}; what
+    was not tried is empty."""
+    lines = ["| step | " + " | ".join(FAULTS) + " |",
+             "|---" * (len(FAULTS) + 1) + "|"]
+    for mode in MODES:
+        group = f"| **server-{mode}** |" if mode == "write" \
+            else f"| **client-{mode}** |"
+        lines.append(group + " |" * len(FAULTS))
+        for step in STEPS:
+            row = seen.get((mode, step.name))
+            if row:
+                lines.append(f"| {step.name} | " + " | ".join(
+                    row.get(fault, "") for fault in FAULTS) + " |")
+    return lines
