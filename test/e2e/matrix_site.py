@@ -6,8 +6,8 @@ import shutil
 import subprocess
 
 from content import make
+from httpd import MODULES
 
-MODULES = "/usr/lib/apache2/modules"
 LOADED = """alias actions asis auth_basic auth_digest authn_core authn_file
 authz_host authz_user autoindex brotli bucketeer buffer cache cache_disk cache_socache
 cgid charset_lite dav dav_fs deflate env expires ext_filter file_cache filter

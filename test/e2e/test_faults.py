@@ -12,11 +12,10 @@ import pytest
 
 import backends
 import faults
-import matrix
 import status as numbers
 from faults import CONNECT, HTTP, LEASE, TIMEOUT
 from hosts import command, wait_until
-from httpd import conf
+from httpd import MODULES, conf
 
 SIZE = 200_000
 STREAM = 3_000_000  # more than a body may have of 16M
@@ -33,9 +32,9 @@ RdmaLeaseTimeout {LEASE}
 Timeout {HTTP}
 KeepAliveTimeout 1
 ProxyTimeout 60
-LoadModule status_module {matrix.MODULES}/mod_status.so
-LoadModule proxy_module {matrix.MODULES}/mod_proxy.so
-LoadModule proxy_http_module {matrix.MODULES}/mod_proxy_http.so
+LoadModule status_module {MODULES}/mod_status.so
+LoadModule proxy_module {MODULES}/mod_proxy.so
+LoadModule proxy_http_module {MODULES}/mod_proxy_http.so
 ProxyPass /gated http://127.0.0.1:{PORT}/gated
 <Location {PAGE}>
     SetHandler server-status
