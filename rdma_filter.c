@@ -32,9 +32,9 @@ APLOG_USE_MODULE(rdma);
  * is a way back: a longer one is streamed, its head ends the keeping. */
 #define KEEP_MAX ((apr_off_t)1024 * 1024) /* bytes */
 
-/* A source that brings nothing for so long, and then something, has paused:
- * what it brings does not wait for more of it. */
-#define PAUSE apr_time_from_msec(50)
+/* A source that has begun, brings nothing for so long, and then something, has
+ * paused: what it brings does not wait for more of it. */
+#define PAUSE apr_time_from_msec(100)
 
 /* One body on its way; the filter's context. */
 typedef struct rdma_filter_body {
@@ -43,7 +43,7 @@ typedef struct rdma_filter_body {
     rdma_content content;
     apr_bucket_brigade *kept; /* what came before the present brigade */
     apr_off_t gathered;       /* bytes in kept, while the length is unknown */
-    apr_time_t idle_since;    /* then we asked for more of it; 0: not yet */
+    apr_time_t idle_since;    /* then we had some and asked for more; or 0 */
     int streaming;            /* the head is out: there is no way back */
 
     /* The response as it was when its content began. */
@@ -574,7 +574,9 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
         b->status_line = r->status_line;
     }
     status = take(f, b, bb);
-    b->idle_since = apr_time_now();
+    if (b->gathered > 0 || b->content.taken > 0) {
+        b->idle_since = apr_time_now();
+    }
     return status;
 }
 
