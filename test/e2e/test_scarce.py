@@ -63,6 +63,9 @@ def test_too_little(client, scarcity, what):
     client.httpd.expect({"RDMA0053": None, "RDMA0054": None, "RDMA0055": None})
     client.fetch(SIZE, by="write", alone=False)
     wait_for(ConnectionsOpenWrite=0)
+    # Its descriptors go with its queue pair, a little later.
+    wait_until(lambda: not [line for line in client.lab.objects()
+                            if " lqpn " in line], 10, "it is taken apart")
     child = scarcity.child
     scarcity.limit(what)
     ways = []
