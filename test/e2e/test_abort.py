@@ -10,7 +10,7 @@ import relays
 from clients import Peer
 from hosts import wait_until
 from httpd import PORT, conf
-from status import changes, status, wait_for
+from status import status, wait_for
 
 SIZE = 3_000_000
 WINDOW = 65536
@@ -139,28 +139,6 @@ def test_the_cut_shows_in_http(client, mode):
 
 
 # ---- bodies that are given up before the head ------------------------------
-
-def test_failed_by_its_source(client):
-    """What has been written already is not the answer, and its connection
-    serves the next."""
-    path = program(client, "falls-short", 900_000, 600_000)
-    before = status()
-    client.httpd.expect({"RDMA0020": 1})
-    run = client.peer([path, client.site.file(300_000)], "--window", 1 << 20,
-                      mode="write")
-    first, second = run.details
-    assert (first["status"], first["declined"], first["conn"]) == \
-        (500, "failed", 1), run.json
-    assert (second["result"], second["path"], second["conn"]) == \
-        ("ok", "write", 1), run.json
-    client.tally.body(True, 300_000)
-    assert run.json["connections"]["lost"] == 0, run.json
-    assert changes(before)["DeclinedFailed"] == 1
-    entry, _ = client.httpd.access(2)
-    assert (entry.status, entry.mode, entry.declined) == \
-        ("500", "tcp", "failed")
-    quiet()
-
 
 def test_failed_by_its_connection(client):
     """It breaks in the middle of a body; all of that comes over TCP."""
