@@ -2,7 +2,6 @@
 and when there is enough again, RDMA does, in the same child."""
 import os
 import resource
-from pathlib import Path
 
 import pytest
 
@@ -12,52 +11,35 @@ from httpd import conf
 from status import wait_for
 
 SIZE = 100_000
-CGROUPS = Path("/sys/fs/cgroup")
 BESIDES = 3  # descriptors: the HTTP connection, the file, and not enough
 
 
 class Scarcity:
     """One child's, until lift()."""
 
-    def __init__(self, child, device):
+    def __init__(self, child):
         self.child = child
-        self.device = device
         self.lift = lambda: None
 
-    def limit(self, what):
-        if what == "descriptors":
-            limit = resource.RLIMIT_NOFILE
-            was = resource.prlimit(self.child, limit)
-            few = BESIDES + len(os.listdir(f"/proc/{self.child}/fd"))
-            resource.prlimit(self.child, limit, (few, was[1]))
-            self.lift = lambda: resource.prlimit(self.child, limit, was)
-            return
-        (CGROUPS / "cgroup.subtree_control").write_text("+rdma")
-        group = CGROUPS / "scarce"
-        group.mkdir(exist_ok=True)
-        home = CGROUPS / Path(f"/proc/{self.child}/cgroup").read_text() \
-            .strip().split("::/")[1]
-        (group / "rdma.max").write_text(f"{self.device} {what}")
-        (group / "cgroup.procs").write_text(str(self.child))
-
-        def lift():
-            (home / "cgroup.procs").write_text(str(self.child))
-            group.rmdir()
-        self.lift = lift
+    def limit(self):
+        limit = resource.RLIMIT_NOFILE
+        was = resource.prlimit(self.child, limit)
+        few = BESIDES + len(os.listdir(f"/proc/{self.child}/fd"))
+        resource.prlimit(self.child, limit, (few, was[1]))
+        self.lift = lambda: resource.prlimit(self.child, limit, was)
 
 
 @pytest.fixture
 def scarcity(client):
     child, = client.httpd.children()
-    made = Scarcity(child, client.lab.env["SERVER_DEV"])
+    made = Scarcity(child)
     yield made
     made.lift()
 
 
-@pytest.mark.parametrize("what", ["descriptors", "hca_object=3"])
 @pytest.mark.driver("tuned")
 @pytest.mark.httpd(conf("RdmaEnable On"))
-def test_too_little(client, scarcity, what):
+def test_too_few_descriptors(client, scarcity):
     """New clients, whose connections would need more of it."""
     path = client.site.file(SIZE)
     client.httpd.expect({"RDMA0053": None, "RDMA0054": None, "RDMA0055": None})
@@ -67,7 +49,7 @@ def test_too_little(client, scarcity, what):
     wait_until(lambda: not [line for line in client.lab.objects()
                             if " lqpn " in line], 10, "it is taken apart")
     child = scarcity.child
-    scarcity.limit(what)
+    scarcity.limit()
     ways = []
     for mode in ("write", "read"):
         for _ in range(2):
