@@ -1,5 +1,6 @@
 """What a child runs out of while it serves: TCP answers then, never an error,
 and when there is enough again, RDMA does, in the same child."""
+import itertools
 import os
 import resource
 
@@ -24,7 +25,10 @@ class Scarcity:
     def limit(self):
         limit = resource.RLIMIT_NOFILE
         was = resource.prlimit(self.child, limit)
-        few = BESIDES + len(os.listdir(f"/proc/{self.child}/fd"))
+        used = {int(fd) for fd in os.listdir(f"/proc/{self.child}/fd")}
+        # The limit is one of numbers, and there are holes among them.
+        free = (n for n in itertools.count() if n not in used)
+        few = 1 + list(itertools.islice(free, BESIDES))[-1]
         resource.prlimit(self.child, limit, (few, was[1]))
         self.lift = lambda: resource.prlimit(self.child, limit, was)
 
