@@ -41,6 +41,7 @@ def scarcity(client):
     made.lift()
 
 
+@pytest.mark.long
 @pytest.mark.driver("tuned")
 @pytest.mark.httpd(conf("RdmaEnable On"))
 def test_too_few_descriptors(client, scarcity):
