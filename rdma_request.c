@@ -441,10 +441,20 @@ void rdma_request_release(rdma_request *q)
 
 /* ---- the response field ------------------------------------------------ */
 
+/* NULL: no such note. The log looks at the last request of a chain of redirects;
+ * an error page of the last one may be sent as the first one's. */
 static void note(request_rec *r, const char *name, const char *value)
 {
-    apr_table_setn(r->notes, name, value);
-    apr_table_setn(r->subprocess_env, name, value);
+    for (; r; r = r->next) {
+        if (value) {
+            apr_table_setn(r->notes, name, value);
+            apr_table_setn(r->subprocess_env, name, value);
+        }
+        else {
+            apr_table_unset(r->notes, name);
+            apr_table_unset(r->subprocess_env, name);
+        }
+    }
 }
 
 static int set_field(request_rec *r, const rdma_hdr_response *head)
@@ -505,8 +515,7 @@ void rdma_request_decline(rdma_request *q, request_rec *r,
     rdma_count_add(RDMA_COUNT_RequestsTcp, 1);
     rdma_count_add(RDMA_COUNT_DeclinedSmall + why - RDMA_HDR_SMALL, 1);
     note(r, "RDMA_MODE", "tcp");
-    apr_table_unset(r->notes, "RDMA_BYTES"); /* of a head that was refused */
-    apr_table_unset(r->subprocess_env, "RDMA_BYTES");
+    note(r, "RDMA_BYTES", NULL); /* of a head that was refused */
     note(r, "RDMA_DECLINED", name);
     ap_log_rerror(APLOG_MARK, APLOG_DEBUG, 0, r,
                   "RDMA0015: id %u: over TCP, declined=%s", head.id, name);

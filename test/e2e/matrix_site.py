@@ -453,7 +453,8 @@ def build(site):
              'echo "the action for $PATH_INFO"')
     _program(root, "location.cgi", f"echo Location: {FILE}\necho")
     _program(root, "stdin.cgi",
-             "echo Content-Type: text/plain\necho\ncat\necho the end")
+             "echo Content-Type: text/plain\necho\n"
+             "cat 2>/dev/null\necho the end")
     (var / "basic").write_text("user:{SHA}" + base64.b64encode(
         hashlib.sha1(b"secret").digest()).decode() + "\n")
     (var / "digest").write_text("user:matrix:" + hashlib.md5(
