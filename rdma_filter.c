@@ -516,6 +516,12 @@ static int is_another(const rdma_filter_body *b, const request_rec *r)
                    || (b->fields != r->headers_out && b->status != r->status)));
 }
 
+/* Bytes of the response that have come so far. */
+static apr_off_t held(const rdma_filter_body *b)
+{
+    return b->gathered > b->content.taken ? b->gathered : b->content.taken;
+}
+
 /* See what brings the brigade, whose response we know. */
 static apr_status_t take(ap_filter_t *f, rdma_filter_body *b,
                          apr_bucket_brigade *bb)
@@ -555,11 +561,14 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
         return APR_SUCCESS;
     }
     if (is_another(b, r)) {
+        if (b->r == r && !b->heading) { /* counted, but never sent */
+            r->bytes_sent -= held(b);
+        }
         b->refused = b->heading;
         start_over(b);
         r->chunked = 0;
     }
-    if (rdma_response_has_error(bb, b->gathered > 0 || b->content.taken > 0)) {
+    if (rdma_response_has_error(bb, held(b) > 0)) {
         if (b->streaming) {
             return cut(f, b, bb, "the content broke off");
         }
@@ -574,7 +583,7 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
         b->status_line = r->status_line;
     }
     status = take(f, b, bb);
-    if (b->gathered > 0 || b->content.taken > 0) {
+    if (held(b) > 0) {
         b->idle_since = apr_time_now();
     }
     return status;
