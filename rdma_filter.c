@@ -522,6 +522,20 @@ static apr_off_t held(const rdma_filter_body *b)
     return b->gathered > b->content.taken ? b->gathered : b->content.taken;
 }
 
+/* So many bytes, of a response that will not be, have been counted as this one's,
+ * and may have got into its length. */
+static void uncount(request_rec *r, apr_off_t bytes)
+{
+    const char *field = apr_table_get(r->headers_out, "Content-Length");
+    apr_off_t length;
+
+    if (field && ap_parse_strict_length(&length, field)
+        && length == r->bytes_sent) {
+        ap_set_content_length(r, length - bytes);
+    }
+    r->bytes_sent -= bytes;
+}
+
 /* See what brings the brigade, whose response we know. */
 static apr_status_t take(ap_filter_t *f, rdma_filter_body *b,
                          apr_bucket_brigade *bb)
@@ -561,8 +575,8 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
         return APR_SUCCESS;
     }
     if (is_another(b, r)) {
-        if (b->r == r && !b->heading) { /* counted, but never sent */
-            r->bytes_sent -= held(b);
+        if (b->r == r) {
+            uncount(r, held(b));
         }
         b->refused = b->heading;
         start_over(b);
