@@ -44,7 +44,7 @@ def held(client):
 @pytest.mark.driver("tuned")
 @pytest.mark.httpd(conf("""
 RdmaEnable On
-RdmaMemory 12M
+RdmaMemory 24M
 RdmaConnectTimeout 10
 RdmaIdleTimeout 600
 RdmaMaxConnectionsPerClient 100
@@ -57,8 +57,9 @@ def test_soak(client, requests):
     chance = random.Random(SEED)
     print(f"SEED={SEED} N={requests}")
     sizes = [int(16384 * 48 ** chance.random()) for _ in range(36)]
-    # More than an eighth of the memory: chains of parts, and long rings.
-    sizes += [chance.randrange(1_600_000, 3_200_000) for _ in range(4)]
+    # More than an eighth of the memory: chains of parts, and long rings. All
+    # clients together never need the quarter that one address may have.
+    sizes += [chance.randrange(3_200_000, 4_500_000) for _ in range(4)]
     paths = [client.site.file(size) for size in sizes]
     each = requests // (2 * CLIENTS)
     before = status()
