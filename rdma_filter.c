@@ -43,6 +43,7 @@ typedef struct rdma_filter_body {
     rdma_content content;
     apr_bucket_brigade *kept; /* what came before the present brigade */
     apr_off_t gathered;       /* bytes in kept, while the length is unknown */
+    apr_off_t seen;           /* bytes of the response that came to us */
     apr_time_t idle_since;    /* then we had some and asked for more; or 0 */
     int streaming;            /* the head is out: there is no way back */
 
@@ -236,6 +237,7 @@ static void start_over(rdma_filter_body *b)
     rdma_content_reset(&b->content);
     drop_all(b, NULL);
     b->gathered = 0;
+    b->seen = 0;
     b->idle_since = 0;
     b->streaming = 0;
     b->r = NULL;
@@ -516,7 +518,7 @@ static int is_another(const rdma_filter_body *b, const request_rec *r)
                    || (b->fields != r->headers_out && b->status != r->status)));
 }
 
-/* Bytes of the response that have come so far. */
+/* Bytes that we have of the response, or (gathered) some of them. */
 static apr_off_t held(const rdma_filter_body *b)
 {
     return b->gathered > b->content.taken ? b->gathered : b->content.taken;
@@ -564,6 +566,7 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
 {
     rdma_filter_body *b = f->ctx;
     request_rec *r = f->r;
+    apr_off_t length = 0;
     apr_status_t status;
 
     if (!b) { /* somebody's SetOutputFilter */
@@ -576,7 +579,7 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
     }
     if (is_another(b, r)) {
         if (b->r == r) {
-            uncount(r, held(b));
+            uncount(r, b->seen);
         }
         b->refused = b->heading;
         start_over(b);
@@ -596,6 +599,8 @@ static apr_status_t output(ap_filter_t *f, apr_bucket_brigade *bb)
         b->status = r->status;
         b->status_line = r->status_line;
     }
+    (void)apr_brigade_length(bb, 0, &length);
+    b->seen += length > 0 ? length : 0;
     status = take(f, b, bb);
     if (held(b) > 0) {
         b->idle_since = apr_time_now();
