@@ -177,6 +177,7 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_runtest_logreport(report):
     group = Path(report.location[0]).stem.replace("test_", "")
+    TALLY.seconds[group] += report.duration
     if report.failed:
         TALLY.outcome(group, "failed")
     elif report.skipped:

@@ -22,6 +22,7 @@ class Tally:
         self.bytes = 0   # their bytes
         self.cells = set()
         self.groups = {}
+        self.seconds = Counter()  # what each group took
         self.matrix = {}  # {row: {mode: rdma, tcp or FAIL}}
         self.faults = {}  # {(mode, step): {fault: deadline or FAIL}}
 
@@ -58,7 +59,7 @@ class Tally:
 
     def lines(self, suite):
         for group, counts in sorted(self.groups.items()):
-            yield f"{group:12}" + "".join(
+            yield f"{group:14} {self.seconds[group]:5.0f} s" + "".join(
                 f"  {count} {outcome}" for outcome, count
                 in sorted(counts.items()))
         yield (f"by RDMA: {self.moved} of {self.wanted} bodies that should, "
