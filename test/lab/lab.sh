@@ -231,6 +231,8 @@ accelerate() {
     if [ -n "$model" ]; then
         accel=kvm
         cpu=$model
+    else # which emulates "rep movsb", that these recommend, byte by byte
+        cpu+=,-erms,-fsrm
     fi
 }
 
@@ -262,13 +264,17 @@ plug() {
 boot() {
     local limit=$((SECONDS + $1)) log ended status=0
     log=$out/console.log
+    # The kernel takes several archives in a row, each aligned.
+    cp "$initrd" "$job/initrd"
+    truncate -s %512 "$job/initrd"
+    sh "$here/warm.sh" >>"$job/initrd" || die "warm.sh failed"
     echo "lab: $kernel, $accel, $cpus CPUs, $mem${link:+, ${link%%:*}}" >&2
 
     machine=(-name mod_rdma-lab -M q35 -cpu "$cpu"
         -accel "${accel/#tcg/tcg,thread=multi}"
         -smp "$cpus" -m "$mem" -nodefaults -no-user-config -display none
-        -no-reboot -kernel "$(image)" -initrd "$initrd"
-        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable${layer:+ lab.layer}"
+        -no-reboot -kernel "$(image)" -initrd "$job/initrd"
+        -append "console=ttyS0 loglevel=5 panic=-1 mitigations=off nokaslr norandmaps nowatchdog rcupdate.rcu_cpu_stall_timeout=300 random.trust_cpu=on clocksource=tsc tsc=reliable${layer:+ lab.layer}"
         -chardev "file,id=console,path=${log//,/,,}" -serial chardev:console
         -device virtio-serial-pci)
     share host / readonly=on
