@@ -184,14 +184,16 @@ class Writer(threading.Thread):
         order, are judged as all of it."""
         if len(body) != size:
             return f"{len(body)} bytes"
-        words = [int.from_bytes(body[at:at + 8], "big")
-                 for at in range(0, len(body), 8)]
-        steps = [at * 8 for at in range(1, len(words))
-                 if words[at] != words[at - 1]]
-        if not steps or (len(steps) == 1 and steps[0] % self.BLOCK == 0
-                         and words[-1] == words[0] - 1):
+        blocks = [body[at:at + self.BLOCK] for at in range(0, size, self.BLOCK)]
+        mixed = [at for at, block in enumerate(blocks)
+                 if block != block[:8] * (self.BLOCK // 8)]
+        passes = [int.from_bytes(block[:8], "big") for block in blocks]
+        steps = [at for at in range(1, len(passes))
+                 if passes[at] != passes[at - 1]]
+        if not mixed and (not steps or (len(steps) == 1
+                                        and passes[-1] == passes[0] - 1)):
             return None
-        return f"changes at {steps[:4]}: {words[0]} to {words[-1]}"
+        return f"blocks {mixed} are mixed, changes at {steps[:4]}: {passes}"
 
 
 @MODES

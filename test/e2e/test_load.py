@@ -71,12 +71,11 @@ def run_all(client, processes, clients, requests, mode, *options):
     return entries
 
 
-@pytest.mark.parametrize("processes,clients,requests", [
-    pytest.param(2, 8, 12, id="some"),
-    pytest.param(4, 16, 50, marks=pytest.mark.long, id="many")])
-@pytest.mark.parametrize("mode", [
-    "both", pytest.param("write", marks=pytest.mark.long),
-    pytest.param("read", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode,processes,clients,requests", [
+    pytest.param("both", 2, 8, 12, id="both, some"),
+    pytest.param("write", 2, 8, 12, marks=pytest.mark.long, id="write, some"),
+    pytest.param("read", 2, 8, 12, marks=pytest.mark.long, id="read, some"),
+    pytest.param("both", 4, 16, 50, marks=pytest.mark.long, id="both, many")])
 @pytest.mark.httpd(conf(many(1, 160)))
 def test_one_child(client, mode, processes, clients, requests):
     """A connection for each client and kind, whoever asks for it first."""
@@ -88,12 +87,9 @@ def test_one_child(client, mode, processes, clients, requests):
     assert done["ConnectionsReused"] == processes * clients * requests - made
 
 
-@pytest.mark.parametrize("clients,requests", [
-    pytest.param(6, 8, id="some"),
-    pytest.param(64, 50, marks=pytest.mark.long, id="many")])
-@pytest.mark.parametrize("mode", [
-    "both", pytest.param("write", marks=pytest.mark.long),
-    pytest.param("read", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode,clients,requests", [
+    pytest.param("both", 6, 8, id="both, some"),
+    pytest.param("both", 64, 50, marks=pytest.mark.long, id="both, many")])
 @pytest.mark.httpd(conf(many(4, 64)))
 def test_four_children(client, mode, clients, requests):
     """One for each child, client and kind that have met. Each request is on an
