@@ -7,11 +7,18 @@ import hashlib
 SEED = 0x5EED << 40  # above all offsets, so that xor is a sum
 
 
-@functools.lru_cache(maxsize=16)  # takes long where the guest is emulated
 def make(size, seed=SEED):
+    # It takes its time where the guest is emulated.
+    return (_kept if size < 1 << 22 else _made)(size, seed)
+
+
+def _made(size, seed):
     words = array.array("Q", range(seed, seed + size, 8))
     words.byteswap()
     return words.tobytes()[:size]
+
+
+_kept = functools.lru_cache(maxsize=16)(_made)
 
 
 def differs(body, size, seed=SEED):

@@ -122,7 +122,7 @@ def test_graceful_restarts(client, load, mode, kept):
     """Nothing is lost, and each old generation goes while clients ask for more.
     A connection that is kept may be closed when its client has just asked; then
     the server has not begun. And mpm_worker waits for what is kept."""
-    requests = 200
+    requests = 140
     before = wait_for(LeasesOpen=0, StreamsOpen=0)
     load(mode, requests, "--retry" if kept else "--close")
     for _ in range(2):

@@ -39,7 +39,7 @@ def held(client):
 
 
 @pytest.mark.parametrize("requests", [
-    pytest.param(800, id="brief"),
+    pytest.param(400, id="brief"),
     pytest.param(N, id="full", marks=pytest.mark.long)])
 @pytest.mark.driver("tuned")
 @pytest.mark.httpd(conf("""
