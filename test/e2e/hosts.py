@@ -100,13 +100,15 @@ class Lab:
     # ---- what the server's end has done --------------------------------
 
     def sent(self):
-        """Bytes and, for rxe, RDMA packets that the server's end has sent."""
+        """Bytes and, for rxe, RDMA packets that the server's end has sent; no
+        packets when the device is gone."""
         base = Path("/sys/class")
         end = base / "net" / self.env["SERVER_IF"] / "statistics/tx_bytes"
         packets = (base / "infiniband" / self.env["SERVER_DEV"]
                    / "ports/1/hw_counters/sent_pkts")
         return (int(end.read_text()),
-                int(packets.read_text()) if self.driver == "rxe" else 0)
+                int(packets.read_text())
+                if self.driver == "rxe" and packets.exists() else 0)
 
     def objects(self, program="apache2"):
         """What programs of this name hold of the RDMA devices."""
