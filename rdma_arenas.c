@@ -59,11 +59,13 @@ void rdma_arenas_destroy(rdma_arenas *a)
     }
 }
 
-/* 1: so many bytes more would be within the limit. Others count, too, meanwhile:
- * it is held to within what comes at the same moment. */
-static int is_within(const rdma_arenas *a, size_t bytes)
+/* What the client may have more. Others count, too, meanwhile: the limit is held
+ * to within what comes at the same moment. */
+static size_t left(const rdma_arenas *a)
 {
-    return __atomic_load_n(a->bytes, __ATOMIC_RELAXED) + bytes <= 2 * a->max;
+    size_t used = __atomic_load_n(a->bytes, __ATOMIC_RELAXED);
+
+    return used < 2 * a->max ? 2 * a->max - used : 0;
 }
 
 /* Make room for one more of so many bytes, at the cost of idle ones. */
@@ -71,7 +73,7 @@ static int make_room(rdma_arenas *a, size_t bytes)
 {
     unsigned i = 0;
 
-    while (i < a->n && (a->n == ARENAS || !is_within(a, bytes))) {
+    while (i < a->n && (a->n == ARENAS || bytes > left(a))) {
         if (rdma_mem_arena_idle(a->of[i].arena)) {
             drop(a, i);
         }
@@ -79,7 +81,7 @@ static int make_room(rdma_arenas *a, size_t bytes)
             i++;
         }
     }
-    return a->n < ARENAS && is_within(a, bytes);
+    return a->n < ARENAS && bytes <= left(a);
 }
 
 static int add(rdma_arenas *a, size_t bytes)
@@ -98,10 +100,12 @@ static int add(rdma_arenas *a, size_t bytes)
 }
 
 /* An arena that can hold len bytes, and more, so that the next body finds room in
- * it, too; but the less memory is left for others, the less more. */
+ * it, too; but the less memory is left, for others or for other connections of the
+ * same client, the less more. */
 static int grow(rdma_arenas *a, size_t len)
 {
     size_t bytes = ARENA_GOOD;
+    size_t most;
     rdma_mem_usage u;
 
     if (len > a->max) {
@@ -111,8 +115,8 @@ static int grow(rdma_arenas *a, size_t len)
         bytes *= 2;
     }
     rdma_mem_usage_get(a->mem, &u);
-    while (bytes > ARENA_LEAST
-           && (bytes > a->max || bytes > u.available / SHARE)) {
+    most = u.available < left(a) ? u.available : left(a);
+    while (bytes > ARENA_LEAST && (bytes > a->max || bytes > most / SHARE)) {
         bytes /= 2;
     }
     return bytes > len && add(a, bytes) == 0 ? 0 : add(a, len);
