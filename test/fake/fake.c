@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define ROUTES   32
+#define ROUTES   64
 #define PATIENCE 5 /* seconds for an ack */
 
 fake_world fake = {.lock = PTHREAD_MUTEX_INITIALIZER,

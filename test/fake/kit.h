@@ -137,7 +137,7 @@ int kit_read(kit_conn *k, const rdma_hdr_response *head, size_t at);
 
 /* ---- the server -------------------------------------------------------- */
 
-#define KIT_CLIENTS 16
+#define KIT_CLIENTS 48
 
 typedef struct kit_server {
     rdma_cache_conf conf;

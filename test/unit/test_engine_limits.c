@@ -45,6 +45,29 @@ START_TEST(arenas_of_one_address)
 }
 END_TEST
 
+/* The first of them do not take what the others need. */
+START_TEST(many_of_one_address)
+{
+    enum { MANY = 44 };
+    kit_client *c;
+    kit_work w[MANY];
+    unsigned i;
+
+    kit.conf.memory = 12 * 1024 * 1024; /* 3 MiB for them, or 48 times 64 KiB */
+    kit.conf.max_connections = kit.conf.max_connections_per_client = MANY;
+    kit_go();
+    for (i = 0; i < MANY; i++) {
+        c = kit_client_new("192.0.2.1");
+        w[i] = kit_request(c, RDMA_HDR_READ, 1, 60000);
+        kit_serve(&w[i]);
+        ck_assert_msg(!w[i].step, "client %u", i);
+    }
+    for (i = 0; i < MANY; i++) {
+        kit_take(&w[i]);
+    }
+}
+END_TEST
+
 /* Requests register nothing once their connection has what it needs. */
 START_TEST(nothing_is_registered_on_the_way)
 {
@@ -419,6 +442,7 @@ static void add(Suite *s)
     TCase *t = kit_group(s, "memory");
 
     tcase_add_test(t, arenas_of_one_address);
+    tcase_add_test(t, many_of_one_address);
     tcase_add_loop_test(t, nothing_is_registered_on_the_way, 0, 2);
     tcase_add_loop_test(t, no_other_thread_is_needed, 0, 2);
     tcase_add_test(t, pool_that_is_not_there_is_said_once);
