@@ -182,6 +182,7 @@ class Run:
         self.logs = {}
         client.httpd.expect(dict(EXPECTED))
         matrix_site.forget(client.site.root)
+        backends.Raw.asked.clear()
         digest = authorization(client, f"/digest{FILE}", "user",
                                "secret")
         self._log_at = 0
