@@ -91,7 +91,7 @@ class Clients:
 
         def popen():
             return subprocess.Popen(
-                [str(word) for word in words], text=True,
+                [str(word) for word in words], text=True, errors="replace",
                 stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                 cwd=self.folder, **options)
         resource.setrlimit(resource.RLIMIT_MEMLOCK, UNLIMITED)
