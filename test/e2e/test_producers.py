@@ -39,6 +39,9 @@ ProxyPass /late/ fcgi://127.0.0.2:{matrix_site.FCGI}/fcgi/
 <FilesMatch "\\.php$">
     SetHandler proxy:fcgi://127.0.0.1:{matrix_site.PHP}
 </FilesMatch>
+<Proxy fcgi://127.0.0.1:{matrix_site.PHP}/>
+    ProxySet flushpackets=on
+</Proxy>
 ProxyPass /raw/websocket http://127.0.0.1:{matrix_site.RAW}/websocket \
     upgrade=websocket
 ProxyPass /raw/ http://127.0.0.1:{matrix_site.RAW}/ flushpackets=on
