@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../../rdma_body_private.h"
 #include "../../rdma_cache_private.h"
 #include "../../rdma_conn_private.h"
 
@@ -56,6 +57,23 @@ void kit_go(void)
 {
     ck_assert_int_eq(rdma_cache_create(&kit.conf, kit.pool, &kit.cache),
                      APR_SUCCESS);
+}
+
+void kit_be_patient(void)
+{
+    rdma_cache *cache = kit.cache;
+    rdma_cache_slot *s;
+
+    pthread_mutex_lock(&cache->lock);
+    cache->conf.timeout = cache->conf.lease_timeout = KIT_PATIENT;
+    for (s = cache->slots; s; s = s->next) {
+        if (s->state == READY) {
+            rdma_conn_lock(s->conn);
+            s->set->conf.timeout = s->set->conf.lease_timeout = KIT_PATIENT;
+            rdma_conn_unlock(s->conn);
+        }
+    }
+    pthread_mutex_unlock(&cache->lock);
 }
 
 void kit_stop(void)
@@ -209,14 +227,21 @@ static int failed(kit_work *w, const char *step)
     return -1;
 }
 
+rdma_cache_target kit_target(const kit_client *c, rdma_hdr_kind kind)
+{
+    rdma_cache_target t = {.kind = kind};
+
+    memcpy(&t.remote, &c->addr, sizeof(c->addr));
+    t.local.ss_family = AF_INET;
+    memcpy(t.token, c->token, sizeof(t.token));
+    return t;
+}
+
 int kit_begin(kit_work *w)
 {
-    rdma_cache_target t = {.kind = w->kind};
+    rdma_cache_target t = kit_target(w->client, w->kind);
 
     w->step = NULL;
-    memcpy(&t.remote, &w->client->addr, sizeof(w->client->addr));
-    t.local.ss_family = AF_INET;
-    memcpy(t.token, w->client->token, sizeof(t.token));
     w->slot = rdma_cache_acquire(kit.cache, &t, &w->why);
     if (!w->slot) {
         return failed(w, "acquire");
@@ -374,30 +399,6 @@ void *kit_serve_thread(void *work)
     return NULL;
 }
 
-void kit_gang_send(kit_gang *g, kit_client *c, rdma_hdr_kind kind, unsigned n,
-                   uint32_t first_id, uint64_t total)
-{
-    unsigned i;
-
-    g->n = n;
-    for (i = 0; i < n; i++) {
-        g->works[i] = kit_request(c, kind, first_id + i, total - i);
-        g->works[i].at = i * (KIT_WINDOW / n);
-        ck_assert_int_eq(pthread_create(&g->threads[i], NULL, kit_serve_thread,
-                                        &g->works[i]),
-                         0);
-    }
-}
-
-void kit_gang_join(kit_gang *g)
-{
-    unsigned i;
-
-    for (i = 0; i < g->n; i++) {
-        pthread_join(g->threads[i], NULL);
-    }
-}
-
 void kit_take(kit_work *w)
 {
     char field[RDMA_HDR_FORMAT_MAX];
@@ -422,20 +423,6 @@ void kit_take(kit_work *w)
     if (w->kind == RDMA_HDR_READ) {
         kit_say(k, RDMA_HDR_CONSUMED, w->id, w->total, RDMA_HDR_FIN);
     }
-}
-
-void kit_next_works(kit_client *c, rdma_hdr_kind kind, uint32_t id,
-                    unsigned nconns)
-{
-    kit_work w = kit_request(c, kind, id, 5000);
-
-    kit_serve(&w);
-    kit_take(&w);
-    kit_await_no_bodies();
-    if (kind == RDMA_HDR_WRITE) {
-        kit_await_all_blocks();
-    }
-    ck_assert_uint_eq(c->nconns, nconns);
 }
 
 /* ---- waiting for the server -------------------------------------------- */

@@ -131,6 +131,13 @@ void kit_say(kit_conn *k, rdma_hdr_type type, uint32_t id, uint64_t bytes,
 /* Send these bytes, around all rules. */
 void kit_send_raw(kit_conn *k, const void *bytes, size_t len);
 void kit_disconnect(kit_conn *k);
+/* Its first connection stops (1: it hears and says nothing) or goes on; or ends,
+ * by the client's word or without one. */
+void kit_freeze(kit_client *c, int on);
+void kit_lose(kit_client *c, int politely);
+/* Confirm one byte after the other, each in good time, until the server says
+ * ABORT. Returns what has been heard then. */
+kit_heard kit_say_crumbs(kit_client *c, uint32_t id);
 
 /* READ len bytes of the server's part to sink + at. 0, or -1. */
 int kit_read(kit_conn *k, const rdma_hdr_response *head, size_t at);
@@ -157,6 +164,12 @@ void kit_setup(void);
 void kit_go(void);
 /* A client at this address, which ends with the test. */
 kit_client *kit_client_new(const char *addr);
+/* Both: the client that most tests have is at 192.0.2.1. */
+kit_client *kit_go_with_client(void);
+/* Before kit_go(): how long the server waits for progress, and for the end. */
+void kit_deadlines(rdma_conn_time each);
+/* After it: they are long from now on, since what follows has to succeed. */
+void kit_be_patient(void);
 void kit_stop(void); /* hard */
 /* What this process has counted. */
 uint64_t kit_count(rdma_count_id id);
@@ -192,10 +205,15 @@ typedef struct kit_work {
     rdma_hdr_response head;
     int headed; /* it is out; under the client's lock */
     int over;   /* the server is through with it; likewise */
+    pthread_t thread; /* of kit_run() */
 } kit_work;
+
+extern const rdma_hdr_kind kit_kinds[2]; /* for tests that loop over both */
 
 kit_work kit_request(kit_client *c, rdma_hdr_kind kind, uint32_t id,
                      uint64_t total);
+/* The endpoint that it is for. */
+rdma_cache_target kit_target(const kit_client *c, rdma_hdr_kind kind);
 /* 0, or -1 with w->step; what has been taken by then is given back. */
 int kit_begin(kit_work *w); /* acquire, wait, use_id */
 int kit_open(kit_work *w);
@@ -209,8 +227,20 @@ void *kit_serve_thread(void *work);
 /* The same from kit_open() on. */
 void *kit_go_on_thread(void *work);
 
+/* All steps up to the first so many bytes; none of them may fail. */
+void kit_start(kit_work *w, uint64_t bytes);
+/* These steps (kit_serve_thread, or alike) on a thread of its own; wait for their
+ * end. What is in w stays where it is meanwhile. */
+void kit_run(kit_work *w, void *(*steps)(void *work));
+void kit_join(kit_work *w);
+/* Stop the client, and run a worker that has more to WRITE than can go then: it
+ * waits when this returns. */
+void kit_get_stuck(kit_work *w, kit_client *c, uint32_t id);
+
+/* Run a worker whose client, a new one at this address, is in a black hole. */
+void kit_fall_in(kit_work *w, const char *addr);
+
 typedef struct kit_gang {
-    pthread_t threads[24];
     kit_work works[24];
     unsigned n;
 } kit_gang;
@@ -221,10 +251,23 @@ void kit_gang_join(kit_gang *g);
 
 /* The client's part: take the body, compare it, say the last word. */
 void kit_take(kit_work *w);
-/* A request that is served and taken; the client has had so many connections
- * then. */
+/* What is left of a body that was started, and take it. */
+void kit_complete(kit_work *w);
+/* Join the gang, and take all of its bodies. */
+void kit_gang_take(kit_gang *g);
+/* A request that is served whole, and not taken yet: of kind read, a lease. */
+kit_work kit_lease(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                   uint64_t total);
+/* ... and taken. */
+kit_work kit_pass(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                  uint64_t total);
+/* The same, without haste, until nothing is left of it. All that it needed is
+ * there again, and the client has had so many connections. */
 void kit_next_works(kit_client *c, rdma_hdr_kind kind, uint32_t id,
                     unsigned nconns);
+/* A request that the server turns down at this step, for this reason. */
+void kit_declined(kit_client *c, rdma_hdr_kind kind, uint32_t id,
+                  uint64_t total, const char *step, rdma_hdr_declined why);
 /* Compare what lies in window or sink. 1: it is the body. */
 int kit_body_is_right(const kit_work *w);
 
@@ -238,6 +281,8 @@ void kit_pass_stream(kit_work *w, uint64_t bite);
 int kit_piece_is_right(const kit_work *w, uint64_t from, size_t n,
                        const char *at);
 
+/* Wait until the server has called rdma_connect() for this client. */
+void kit_await_connect(const kit_client *c);
 /* Wait until the cache has n slots (connections, and those in the making). */
 void kit_await_slots(unsigned n);
 /* ... until nothing is kept of the device. */
@@ -249,6 +294,8 @@ void kit_await_used(unsigned bytes);
 unsigned kit_used(void);
 /* ... until every block of the pool is free. Nobody else takes one meanwhile. */
 void kit_await_all_blocks(void);
+/* ... both: what bodies of this kind have used has come back. */
+void kit_await_all_back(rdma_hdr_kind kind);
 /* Until a worker sleeps for completions of the one connection; have it look. */
 void kit_await_sleeper(void);
 void kit_rouse_sleeper(void);

@@ -164,12 +164,11 @@ uint64_t kit_take_stream(kit_work *w, uint64_t bite, uint64_t most)
 
 void kit_pass_stream(kit_work *w, uint64_t bite)
 {
-    pthread_t thread;
     uint64_t taken;
 
-    ck_assert_int_eq(pthread_create(&thread, NULL, kit_serve_thread, w), 0);
+    kit_run(w, kit_serve_thread);
     taken = kit_take_stream(w, bite, UINT64_MAX);
-    pthread_join(thread, NULL);
+    kit_join(w);
     ck_assert_msg(w->step == NULL, "id %u: %s has failed (%d)", w->id, w->step,
                   (int)w->why);
     ck_assert_uint_eq(taken, w->total);
