@@ -7,30 +7,20 @@
 #include "kit.h"
 
 #include <sched.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "../../rdma_body_private.h"
-#include "../../rdma_cache_private.h"
 
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
 #define PART  ((uint64_t)512 * 1024) /* of a stream of the read kind */
 
 static kit_work request(kit_client *c, int kind, uint32_t id, uint64_t total)
 {
-    kit_work w =
-        kit_request(c, kind ? RDMA_HDR_READ : RDMA_HDR_WRITE, id, total);
+    kit_work w = kit_request(c, kit_kinds[kind], id, total);
 
     w.at = 4095; /* windows need not be aligned */
     w.stream = 1;
     w.window = RDMA_BODY_RING;
     return w;
-}
-
-static void open_it(kit_work *w)
-{
-    ck_assert_int_eq(kit_begin(w), 0);
-    ck_assert_int_eq(kit_open(w), 0);
 }
 
 static body_state state_of(const kit_work *w)
@@ -43,30 +33,6 @@ static body_state state_of(const kit_work *w)
     return s;
 }
 
-static void short_deadlines(void)
-{
-    kit.conf.timeout = 300 * KIT_MS;
-    kit.conf.lease_timeout = 300 * KIT_MS;
-}
-
-/* No deadline is short any more: what follows has to succeed. */
-static void long_deadlines(void)
-{
-    rdma_cache *cache = kit.cache;
-    rdma_cache_slot *s;
-
-    pthread_mutex_lock(&cache->lock);
-    cache->conf.timeout = cache->conf.lease_timeout = KIT_PATIENT;
-    for (s = cache->slots; s; s = s->next) {
-        if (s->state == READY) {
-            rdma_conn_lock(s->conn);
-            s->set->conf.timeout = s->set->conf.lease_timeout = KIT_PATIENT;
-            rdma_conn_unlock(s->conn);
-        }
-    }
-    pthread_mutex_unlock(&cache->lock);
-}
-
 /* All that the body needed is there again, and the connection, unless it is
  * another one by now, is as good as before. */
 static void next_stream_works(kit_client *c, int kind, uint32_t id,
@@ -74,7 +40,7 @@ static void next_stream_works(kit_client *c, int kind, uint32_t id,
 {
     kit_work w = request(c, kind, id, 3 * PART);
 
-    long_deadlines();
+    kit_be_patient();
     if (!kind) {
         kit_await_all_blocks();
     }
@@ -104,11 +70,9 @@ START_TEST(lazy_client_of_a_ring)
 {
     static const uint64_t windows[] = {65536, 65537, 99991, 262147};
     const uint64_t window = windows[_i];
-    kit_client *c;
+    kit_client *c = kit_go_with_client();
     uint32_t i;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
     for (i = 1; i <= 3; i++) {
         kit_work w = request(c, 0, i, 4 * window + i);
 
@@ -116,8 +80,7 @@ START_TEST(lazy_client_of_a_ring)
         w.lazy = 1;
         kit_pass_stream(&w, i == 2 ? 5000 : 0);
     }
-    kit_await_no_bodies();
-    kit_await_all_blocks();
+    kit_await_all_back(RDMA_HDR_WRITE);
 }
 END_TEST
 
@@ -128,9 +91,8 @@ START_TEST(slow_client_gets_all)
     kit_work w;
     rdma_conn_time start = rdma_conn_now();
 
-    kit.conf.timeout = kit.conf.lease_timeout = KIT_SECOND;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    kit_deadlines(KIT_SECOND);
+    c = kit_go_with_client();
     w = request(c, _i, 1, _i ? 3 * PART : 14 * RDMA_BODY_RING);
     w.nap = 100 * KIT_MS;
     kit_pass_stream(&w, RDMA_BODY_RING);
@@ -146,8 +108,7 @@ START_TEST(ring_with_one_block)
     kit_work w;
 
     kit.conf.memory = 2 * BLOCK;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     w = request(c, 0, 1, 20 * BLOCK);
     w.window = 5 * BLOCK + 3;
     kit_pass_stream(&w, 0);
@@ -162,8 +123,7 @@ START_TEST(chain_with_little_memory)
     kit_work w;
 
     kit.conf.memory = 2 * 1024 * 1024;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     w = request(c, 1, 1, 3 * 1024 * 1024 + 5);
     kit_pass_stream(&w, 0);
     ck_assert_uint_lt(w.head.len, PART);
@@ -186,9 +146,8 @@ START_TEST(eight_streams_one_connection)
     uint32_t i;
 
     kit.conf.memory = 64 * 1024 * 1024;
-    kit.conf.timeout = kit.conf.lease_timeout = KIT_PATIENT;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    kit_deadlines(KIT_PATIENT);
+    c = kit_go_with_client();
     for (i = 0; i < 8; i++) {
         w[i] = request(c, 0, i + 1, PART + i);
         w[i].at = i * 1024 * 1024;
@@ -201,8 +160,7 @@ START_TEST(eight_streams_one_connection)
         pthread_join(threads[i], NULL);
     }
     ck_assert_uint_eq(c->nconns, 1);
-    kit_await_no_bodies();
-    kit_await_all_blocks();
+    kit_await_all_back(RDMA_HDR_WRITE);
 }
 END_TEST
 
@@ -222,23 +180,18 @@ static void *fill_and_finish(void *work)
 
 static void misbehave(kit_client *c, int deed)
 {
-    kit_conn *k = kit_client_conn(c, 0);
-
     switch (deed) {
     case MUTE:
         kit_client_mute(c, 1);
         break;
     case ABORTS:
-        kit_say(k, RDMA_HDR_ABORT, 1, 0, 0);
+        kit_say(kit_client_conn(c, 0), RDMA_HDR_ABORT, 1, 0, 0);
         break;
-    case LEAVES:
-        kit_disconnect(k);
-        break;
-    case IS_KILLED:
-        fake_kill(rdma_conn_id(k->conn));
+    case FREEZES:
+        kit_freeze(c, 1);
         break;
     default:
-        fake_freeze(rdma_conn_id(k->conn), 1);
+        kit_lose(c, deed == LEAVES);
     }
 }
 
@@ -252,20 +205,18 @@ START_TEST(client_fails)
     uint64_t end = kind ? 2 * PART : RDMA_BODY_RING; /* with nobody taking */
     kit_client *c;
     kit_work w;
-    pthread_t thread;
     rdma_conn_time start = rdma_conn_now();
 
     if (deed == MUTE || deed == FREEZES) {
-        short_deadlines();
+        kit_deadlines(300 * KIT_MS);
     }
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     w = request(c, kind, 1, step == AT_FIN ? end - 1 : 10 * PART);
     w.unknown = 1;
     if (step == AT_FIN) { /* so that it is open still */
         kit_client_mute(c, 1);
     }
-    open_it(&w);
+    kit_start(&w, 0);
     if (step == AT_HEAD) {
         if (kind) {
             ck_assert_int_eq(kit_fill(&w, 10), 0);
@@ -276,10 +227,10 @@ START_TEST(client_fails)
         fill_and_finish(&w);
     }
     else if (step == AT_FULL) {
-        pthread_create(&thread, NULL, fill_and_finish, &w);
+        kit_run(&w, fill_and_finish);
         await_announced(c, 1, end); /* it can but wait now, or soon */
         misbehave(c, deed);
-        pthread_join(thread, NULL);
+        kit_join(&w);
     }
     else {
         fill_and_finish(&w);
@@ -314,13 +265,11 @@ START_TEST(stuck_stream_harms_nobody)
 {
     kit_client *c;
     kit_work w, o;
-    pthread_t thread;
 
     kit.conf.timeout = KIT_PATIENT;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     w = request(c, _i, 1, 10 * PART);
-    ck_assert_int_eq(pthread_create(&thread, NULL, kit_serve_thread, &w), 0);
+    kit_run(&w, kit_serve_thread);
     kit_take_stream(&w, 0, 1);
     kit_await_sleeper();
     o = request(c, _i, 2, 100000);
@@ -331,7 +280,7 @@ START_TEST(stuck_stream_harms_nobody)
     kit_take(&o);
     ck_assert_uint_eq(kit_count(RDMA_COUNT_StreamsCut), 0);
     kit_say(kit_client_conn(c, 0), RDMA_HDR_ABORT, 1, 0, 0);
-    pthread_join(thread, NULL);
+    kit_join(&w);
     ck_assert_ptr_nonnull(w.step);
     kit_await_no_bodies();
 }
@@ -342,13 +291,10 @@ END_TEST
 /* IDLE: connection and resources. RESERVED: trouble. Nobody hears of either. */
 START_TEST(idle_reserved_trouble)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = request(c, 1, 1, 3 * PART);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = request(c, 1, 1, 3 * PART);
-    open_it(&w);
+    kit_start(&w, 0);
     ck_assert_int_eq(state_of(&w), RESERVED);
     ck_assert_int_eq(kit_fill(&w, 5), 0);
     ck_assert_int_eq(state_of(&w), RESERVED);
@@ -364,12 +310,9 @@ START_TEST(idle_missing)
 {
     static const rdma_hdr_declined why[] = {RDMA_HDR_WINDOW, RDMA_HDR_MEMORY,
                                             RDMA_HDR_MEMORY, RDMA_HDR_CONNECT};
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = request(c, _i == 2, 1, 10 * PART);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = request(c, _i == 2, 1, 10 * PART);
     ck_assert_int_eq(kit_begin(&w), 0);
     switch (_i) {
     case 0:
@@ -399,16 +342,12 @@ END_TEST
 /* RESERVED: known and fits. */
 START_TEST(reserved_whole)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = request(c, _i, 1, BLOCK);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = request(c, _i, 1, BLOCK);
     w.stream = 0;
     w.window = BLOCK;
-    open_it(&w);
-    ck_assert_int_eq(kit_fill(&w, BLOCK), 0);
+    kit_start(&w, BLOCK);
     ck_assert_int_eq(state_of(&w), _i ? RESERVED : ACTIVE);
     ck_assert_int_eq(w.headed, 0);
     ck_assert_int_eq(kit_finish(&w), 0); /* W1 or R1 */
@@ -421,15 +360,11 @@ END_TEST
  * client's last word. */
 START_TEST(reserved_stream_said_closed)
 {
-    kit_client *c;
-    kit_work w;
-    pthread_t thread;
+    kit_client *c = kit_go_with_client();
+    kit_work w = request(c, _i, 1, 3 * PART + 100);
     unsigned used;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = request(c, _i, 1, 3 * PART + 100);
-    open_it(&w);
+    kit_start(&w, 0);
     if (_i) { /* its first part goes into the head */
         ck_assert_int_eq(state_of(&w), RESERVED);
         ck_assert_int_eq(kit_fill(&w, PART), 0);
@@ -437,9 +372,9 @@ START_TEST(reserved_stream_said_closed)
     ck_assert_int_eq(w.headed, 1);
     ck_assert_int_eq(state_of(&w), ACTIVE);
     used = kit_used();
-    pthread_create(&thread, NULL, kit_go_on_thread, &w); /* by CONSUMED */
+    kit_run(&w, kit_go_on_thread); /* by CONSUMED */
     ck_assert_uint_eq(kit_take_stream(&w, 0, UINT64_MAX), w.total);
-    pthread_join(thread, NULL);
+    kit_join(&w);
     ck_assert_ptr_null(w.step);
     kit_await_no_bodies();
     ck_assert_uint_eq(kit_used(), used); /* and nothing was added */
@@ -450,16 +385,12 @@ END_TEST
 /* ACTIVE, head not sent: trouble. Only kind write posts before its head. */
 START_TEST(active_headless_trouble)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = request(c, 0, 1, 2 * BLOCK);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = request(c, 0, 1, 2 * BLOCK);
     w.stream = 0;
     w.window = 2 * BLOCK;
-    open_it(&w);
-    ck_assert_int_eq(kit_fill(&w, BLOCK), 0);
+    kit_start(&w, BLOCK);
     ck_assert_int_eq(state_of(&w), ACTIVE);
     kit_abandon(&w, RDMA_HDR_ABORT_CONTENT);
     ck_assert_uint_eq(w.conn, 1); /* D3 */
@@ -473,16 +404,13 @@ END_TEST
 /* ACTIVE, head sent: trouble. The client has to answer for the id to close. */
 START_TEST(active_trouble)
 {
-    kit_client *c;
+    kit_client *c = kit_go_with_client();
     kit_work w;
     unsigned live;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
     kit_client_mute(c, 1);
     w = request(c, _i, 1, 10 * PART);
-    open_it(&w);
-    ck_assert_int_eq(kit_fill(&w, 20000), 0);
+    kit_start(&w, 20000);
     ck_assert_int_eq(kit_flush(&w), 0);
     kit_abandon(&w, RDMA_HDR_ABORT_CONTENT);
     ck_assert_uint_eq(w.conn, 1);
@@ -503,14 +431,10 @@ END_TEST
 /* ACTIVE: ABORT. It is answered by who receives, not by the worker. */
 START_TEST(active_abort)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = request(c, _i & 1, 1, 10 * PART);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = request(c, _i & 1, 1, 10 * PART);
-    open_it(&w);
-    ck_assert_int_eq(kit_fill(&w, 20000), 0);
+    kit_start(&w, 20000);
     ck_assert_int_eq(kit_flush(&w), 0);
     kit_say(kit_client_conn(c, 0), RDMA_HDR_ABORT, 1, 0, 0);
     ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_ANSWER);
@@ -528,21 +452,28 @@ START_TEST(active_abort)
 }
 END_TEST
 
-/* SAID: the lease is over; no answer to that. */
-START_TEST(said_lease_no_answer)
+/* SAID: all has been said of the stream, and its client keeps silent. */
+static kit_client *said_to_a_mute(int kind)
 {
     kit_client *c;
     kit_work w;
 
-    short_deadlines();
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    kit_deadlines(300 * KIT_MS);
+    c = kit_go_with_client();
     kit_client_mute(c, 1);
-    w = request(c, _i, 1, 60000);
+    w = request(c, kind, 1, 60000);
     w.unknown = 1;
     w.pause = 30000;
     ck_assert_int_eq(kit_serve(&w), 0);
     kit_await_fin(c, 1);
+    return c;
+}
+
+/* The lease is over; no answer to that. */
+START_TEST(said_lease_no_answer)
+{
+    kit_client *c = said_to_a_mute(_i);
+
     ck_assert_uint_eq(kit_await_abort(c, 1).reason, RDMA_HDR_ABORT_LEASE);
     kit_await_closed(c, 0);
     kit_await_slots(0);
@@ -557,25 +488,9 @@ END_TEST
 /* ... of which crumbs before each deadline make no more. */
 START_TEST(said_lease_crumbs)
 {
-    kit_client *c;
-    kit_work w;
-    uint64_t bytes = 0;
+    kit_client *c = said_to_a_mute(_i);
 
-    short_deadlines();
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    kit_client_mute(c, 1);
-    w = request(c, _i, 1, 60000);
-    w.unknown = 1;
-    w.pause = 30000;
-    ck_assert_int_eq(kit_serve(&w), 0);
-    kit_await_fin(c, 1);
-    while (!kit_heard_of(c, 1).aborted) {
-        ck_assert_uint_lt(bytes, 400);
-        kit_say(kit_client_conn(c, 0), RDMA_HDR_CONSUMED, 1, ++bytes, 0);
-        usleep(20 * 1000);
-    }
-    ck_assert_uint_eq(kit_heard_of(c, 1).reason, RDMA_HDR_ABORT_LEASE);
+    ck_assert_uint_eq(kit_say_crumbs(c, 1).reason, RDMA_HDR_ABORT_LEASE);
     kit_await_slots(0);
 }
 END_TEST
