@@ -6,8 +6,6 @@
  */
 #include "kit.h"
 
-#include <string.h>
-
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
 
 typedef struct lie {
@@ -60,19 +58,20 @@ static void tell_lie(kit_conn *k, const lie *l)
     }
 }
 
+/* Somebody else, who has a lease now and must be able to take it at the end. */
+static kit_work other_lease(void)
+{
+    return kit_lease(kit_client_new("192.0.2.2"), RDMA_HDR_READ, 1, 10000);
+}
+
 /* The connection ends, and the other client's does not. */
 START_TEST(client_lies)
 {
-    rdma_hdr_kind kind = _i % 2 ? RDMA_HDR_READ : RDMA_HDR_WRITE;
-    kit_client *c, *other;
-    kit_work w, o;
+    rdma_hdr_kind kind = kit_kinds[_i];
+    kit_client *c = kit_go_with_client();
+    kit_work w, o = other_lease();
     int i;
 
-    kit_go();
-    other = kit_client_new("192.0.2.2");
-    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
-    kit_serve(&o);
-    c = kit_client_new("192.0.2.1");
     for (i = 0; i < LIES; i++) {
         c->conns[i].closed = 0;
         kit_client_mute(c, 1);
@@ -97,15 +96,10 @@ END_TEST
 /* A confirmation of what has not been announced yet. */
 START_TEST(client_confirms_too_early)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_request(c, RDMA_HDR_WRITE, 1, 3 * BLOCK);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 3 * BLOCK);
-    ck_assert_int_eq(kit_begin(&w), 0);
-    ck_assert_int_eq(kit_open(&w), 0);
-    ck_assert_int_eq(kit_fill(&w, 2 * BLOCK), 0);
+    kit_start(&w, 2 * BLOCK);
     kit_say(kit_client_conn(c, 0), RDMA_HDR_CONSUMED, 1, _i ? w.total : BLOCK,
             _i ? RDMA_HDR_FIN : 0);
     kit_await_closed(c, 0);
@@ -118,16 +112,10 @@ END_TEST
 
 START_TEST(messages_for_nobody_are_ignored)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
     kit_conn *k;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
-    kit_serve(&w);
-    kit_take(&w);
-    kit_await_no_bodies();
+    kit_next_works(c, RDMA_HDR_READ, 1, 1);
     k = kit_client_conn(c, 0);
     kit_say(k, RDMA_HDR_CONSUMED, 1, UINT64_MAX, RDMA_HDR_FIN); /* closed */
     kit_say(k, RDMA_HDR_CONSUMED, 99, 5, 0);
@@ -144,21 +132,14 @@ END_TEST
 /* It sends more than it may, and never says what it has received. */
 START_TEST(client_floods)
 {
-    kit_client *c, *other;
-    kit_work w, o;
+    kit_client *c = kit_go_with_client();
+    kit_work o = other_lease();
     kit_conn *k;
     rdma_hdr_msg ping = {.type = RDMA_HDR_PING};
     uint8_t bytes[RDMA_HDR_MSG_LEN];
     int i;
 
-    kit_go();
-    other = kit_client_new("192.0.2.2");
-    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
-    kit_serve(&o);
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
-    kit_serve(&w);
-    kit_take(&w);
+    kit_pass(c, RDMA_HDR_WRITE, 1, 1000);
     k = kit_client_conn(c, 0);
     rdma_hdr_put_msg(&ping, bytes);
     for (i = 0; i < 50; i++) { /* what the client's send queue takes */
@@ -173,16 +154,10 @@ END_TEST
  * all that has come, and the progress thread does something else. */
 START_TEST(pings_are_answered_together)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
     int i;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
-    kit_serve(&w);
-    kit_take(&w);
-    kit_await_no_bodies();
+    kit_next_works(c, RDMA_HDR_READ, 1, 1);
     kit_stop_progress(1);
     for (i = 0; i < 12; i++) {
         kit_say(kit_client_conn(c, 0), RDMA_HDR_PING, 0, 0, 0);
@@ -199,18 +174,10 @@ END_TEST
 /* READs of what is not offered. */
 START_TEST(client_reads_beyond_its_part)
 {
-    kit_client *c, *other;
-    kit_work w, o;
-    rdma_hdr_response head;
+    kit_client *c = kit_go_with_client();
+    kit_work o = other_lease();
+    rdma_hdr_response head = kit_lease(c, RDMA_HDR_READ, 1, 1000).head;
 
-    kit_go();
-    other = kit_client_new("192.0.2.2");
-    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
-    kit_serve(&o);
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
-    kit_serve(&w);
-    head = w.head;
     switch (_i) {
     case 0: /* another client's, by its right name */
         head = o.head;
@@ -235,15 +202,10 @@ END_TEST
 /* A window that is none: the WRITE kills the connection, the answer says so. */
 START_TEST(client_offers_a_bad_window)
 {
-    kit_client *c, *other;
-    kit_work w, o;
+    kit_client *c = kit_go_with_client();
+    kit_work o = other_lease();
+    kit_work w = kit_request(c, RDMA_HDR_WRITE, 1, 9 * BLOCK);
 
-    kit_go();
-    other = kit_client_new("192.0.2.2");
-    o = kit_request(other, RDMA_HDR_READ, 1, 10000);
-    kit_serve(&o);
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 9 * BLOCK);
     if (_i) {
         w.at = KIT_WINDOW - BLOCK - 1; /* ends before the body does */
     }
