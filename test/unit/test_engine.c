@@ -6,11 +6,7 @@
  */
 #include "kit.h"
 
-#include <arpa/inet.h>
-#include <sched.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define BLOCK   ((uint64_t)RDMA_MEM_BLOCK)
 #define WORKERS 8
@@ -24,11 +20,9 @@ static const uint64_t sizes[] = {
 
 START_TEST(whole_body_by_write)
 {
-    kit_client *c;
+    kit_client *c = kit_go_with_client();
     unsigned i;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
     for (i = 0; i < SIZES; i++) {
         kit_work w = kit_request(c, RDMA_HDR_WRITE, i + 1, sizes[i]);
 
@@ -40,8 +34,7 @@ START_TEST(whole_body_by_write)
         ck_assert_int_eq(c->window.base[w.at - 1], 0);
         ck_assert_int_eq(c->window.base[w.at + w.total], 0);
     }
-    kit_await_no_bodies();
-    kit_await_all_blocks();
+    kit_await_all_back(RDMA_HDR_WRITE);
 }
 END_TEST
 
@@ -51,13 +44,9 @@ START_TEST(whole_body_by_read)
     unsigned i;
 
     kit.conf.memory = 32 * 1024 * 1024;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     for (i = 0; i < SIZES; i++) {
-        kit_work w = kit_request(c, RDMA_HDR_READ, i + 1, sizes[i]);
-
-        kit_serve(&w);
-        kit_take(&w);
+        kit_pass(c, RDMA_HDR_READ, i + 1, sizes[i]);
         kit_await_no_bodies(); /* the arena may have to grow */
     }
 }
@@ -65,39 +54,28 @@ END_TEST
 
 START_TEST(body_filled_in_crumbs)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_request(c, kit_kinds[_i], 1, 2 * BLOCK + 77);
     int i;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 2 * BLOCK + 77);
-    ck_assert_int_eq(kit_begin(&w), 0);
-    ck_assert_int_eq(kit_open(&w), 0);
+    kit_start(&w, 0);
     for (i = 0; i < 100; i++) {
         ck_assert_int_eq(kit_fill(&w, w.total / 100), 0);
     }
-    ck_assert_int_eq(kit_fill(&w, w.total - w.filled), 0);
-    ck_assert_int_eq(kit_finish(&w), 0);
-    kit_take(&w);
+    kit_complete(&w);
 }
 END_TEST
 
 /* The bytes of the page behind the body could be read: they are zero. */
 START_TEST(part_shows_nothing_of_the_one_before)
 {
-    kit_client *c;
+    kit_client *c = kit_go_with_client();
     kit_work w;
     size_t i;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_READ, 1, 8192);
-    kit_serve(&w);
-    kit_take(&w);
+    kit_pass(c, RDMA_HDR_READ, 1, 8192);
     kit_await_no_bodies();
-    w = kit_request(c, RDMA_HDR_READ, 2, 10);
-    kit_serve(&w);
+    w = kit_lease(c, RDMA_HDR_READ, 2, 10);
     w.head.len = 4096;
     memset(c->sink.base, 1, 4096);
     ck_assert_int_eq(kit_read(kit_client_conn(c, 0), &w.head, 0), 0);
@@ -115,16 +93,11 @@ START_TEST(hundred_requests_one_connection)
     uint32_t id;
     rdma_conn_time start = rdma_conn_now();
 
-    kit.conf.timeout = kit.conf.lease_timeout = 10 * KIT_SECOND;
+    kit_deadlines(10 * KIT_SECOND);
     kit.conf.memory = 64 * 1024 * 1024; /* for all, if it hears of none */
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     for (id = 1; id <= 100; id++) {
-        kit_work w =
-            kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, id, id * 997);
-
-        kit_serve(&w);
-        kit_take(&w);
+        kit_pass(c, kit_kinds[_i], id, id * 997);
     }
     ck_assert_uint_eq(c->nconns, 1);
     kit_await_no_bodies();
@@ -141,11 +114,10 @@ START_TEST(eight_workers_one_connection)
     uint32_t round;
 
     kit.conf.memory = 32 * 1024 * 1024;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     for (round = 0; round < 5; round++) {
-        kit_gang_send(&g, c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, WORKERS,
-                  1 + round * WORKERS, 3 * BLOCK + 100);
+        kit_gang_send(&g, c, kit_kinds[_i], WORKERS, 1 + round * WORKERS,
+                      3 * BLOCK + 100);
         kit_gang_join(&g);
         for (i = 0; i < WORKERS; i++) {
             /* the arena is as large as its first body needs */
@@ -165,27 +137,18 @@ END_TEST
 START_TEST(more_writes_than_fit)
 {
     kit_client *c;
-    kit_work w;
     kit_gang g;
-    unsigned i;
 
     kit.conf.memory = 64 * 1024 * 1024;
     kit.conf.timeout = 20 * KIT_SECOND;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
-    kit_serve(&w);
-    kit_take(&w);
-    fake_freeze(rdma_conn_id(kit_client_conn(c, 0)->conn), 1);
+    c = kit_go_with_client();
+    kit_pass(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_freeze(c, 1);
     kit_gang_send(&g, c, RDMA_HDR_WRITE, 24, 2, 4 * BLOCK);
     kit_await_stuck(c, 0, RDMA_CONN_DATA);
-    fake_freeze(rdma_conn_id(kit_client_conn(c, 0)->conn), 0);
-    kit_gang_join(&g);
-    for (i = 0; i < g.n; i++) {
-        kit_take(&g.works[i]);
-    }
-    kit_await_no_bodies();
-    kit_await_all_blocks();
+    kit_freeze(c, 0);
+    kit_gang_take(&g);
+    kit_await_all_back(RDMA_HDR_WRITE);
 }
 END_TEST
 
@@ -205,14 +168,12 @@ START_TEST(room_comes_just_before_the_sleep)
     kit_work w[(RDMA_CONN_DATA + FAKE_WIRE) / 4 + 2];
     kit_work *last;
     struct rdma_cm_id *id = NULL;
-    pthread_t thread;
     unsigned room; /* WRITEs that the connection still takes */
     uint32_t n = 0;
     uint32_t i;
 
     kit.conf.memory = 48 * 1024 * 1024;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     while ((room = RDMA_CONN_DATA - (id ? fake_stuck(id) : 0)) > 0) {
         w[n] = kit_request(c, RDMA_HDR_WRITE, n + 1, 5 * BLOCK);
         w[n].at = n * w[n].total;
@@ -228,21 +189,17 @@ START_TEST(room_comes_just_before_the_sleep)
     last = &w[n];
     *last = kit_request(c, RDMA_HDR_WRITE, n + 1, BLOCK);
     last->at = n++ * 5 * BLOCK;
-    ck_assert_int_eq(kit_begin(last), 0);
-    ck_assert_int_eq(kit_open(last), 0);
-    ck_assert_int_eq(pthread_create(&thread, NULL, fill_thread, last), 0);
+    kit_start(last, 0);
+    kit_run(last, fill_thread);
     kit_await_sleeper();
     fake_thaw_at_arm(id);
     kit_rouse_sleeper();
-    pthread_join(thread, NULL);
+    kit_join(last);
     for (i = 0; i < n; i++) {
         ck_assert_ptr_null(w[i].step);
-        ck_assert_int_eq(kit_fill(&w[i], w[i].total - w[i].filled), 0);
-        ck_assert_int_eq(kit_finish(&w[i]), 0);
-        kit_take(&w[i]);
+        kit_complete(&w[i]);
     }
-    kit_await_no_bodies();
-    kit_await_all_blocks();
+    kit_await_all_back(RDMA_HDR_WRITE);
 }
 END_TEST
 
@@ -250,18 +207,14 @@ END_TEST
  * armed again: it must not lie there until the next one. */
 START_TEST(message_comes_just_before_the_sleep)
 {
-    kit_client *c;
+    kit_client *c = kit_go_with_client();
     uint32_t id;
     rdma_conn_time start = rdma_conn_now();
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
     for (id = 1; id <= 30; id++) {
-        kit_work w = kit_request(c, RDMA_HDR_READ, id, 100);
         kit_conn *k;
 
-        kit_serve(&w);
-        ck_assert_ptr_null(w.step);
+        kit_lease(c, RDMA_HDR_READ, id, 100);
         k = kit_client_conn(c, 0);
         kit_say(k, RDMA_HDR_CONSUMED, id, 50, 0);
         kit_say(k, RDMA_HDR_CONSUMED, id, 100, RDMA_HDR_FIN);
@@ -273,15 +226,10 @@ END_TEST
 
 START_TEST(both_kinds_have_connections_of_their_own)
 {
-    kit_client *c;
-    kit_work w, r;
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_lease(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_work r = kit_lease(c, RDMA_HDR_READ, 2, 1000);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
-    r = kit_request(c, RDMA_HDR_READ, 2, 1000);
-    kit_serve(&w);
-    kit_serve(&r);
     kit_take(&w);
     kit_take(&r);
     ck_assert_uint_ne(w.head.conn, r.head.conn);
@@ -294,12 +242,9 @@ END_TEST
 /* And the window is too small for a stream. */
 START_TEST(body_larger_than_the_window)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_request(c, RDMA_HDR_WRITE, 1, 1001);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 1001);
     w.window = 1000;
     ck_assert_int_eq(kit_serve(&w), -1);
     ck_assert_str_eq(w.step, "open");
@@ -311,29 +256,20 @@ END_TEST
 START_TEST(blocks_run_out)
 {
     kit_client *c;
-    kit_work a, b, third;
+    kit_work a, b;
 
     kit.conf.memory = 10 * BLOCK; /* five blocks for writing */
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     a = kit_request(c, RDMA_HDR_WRITE, 1, 8 * BLOCK);
     b = kit_request(c, RDMA_HDR_WRITE, 2, 8 * BLOCK);
     b.at = 10 * BLOCK;
-    third = kit_request(c, RDMA_HDR_WRITE, 3, 1);
-    ck_assert_int_eq(kit_begin(&a), 0);
-    ck_assert_int_eq(kit_open(&a), 0);
-    ck_assert_int_eq(kit_begin(&b), 0);
-    ck_assert_int_eq(kit_open(&b), 0); /* with one block instead of four */
-    ck_assert_int_eq(kit_serve(&third), -1);
-    ck_assert_int_eq(third.why, RDMA_HDR_MEMORY);
-    ck_assert_int_eq(kit_fill(&b, b.total), 0);
-    ck_assert_int_eq(kit_finish(&b), 0);
-    kit_take(&b);
+    kit_start(&a, 0);
+    kit_start(&b, 0); /* with one block instead of four */
+    kit_declined(c, RDMA_HDR_WRITE, 3, 1, "open", RDMA_HDR_MEMORY);
+    kit_complete(&b);
     kit_abandon(&a, RDMA_HDR_ABORT_CANCELLED);
     ck_assert_uint_eq(a.conn, 0); /* nothing was posted */
-    third = kit_request(c, RDMA_HDR_WRITE, 4, 1);
-    kit_serve(&third);
-    kit_take(&third);
+    kit_pass(c, RDMA_HDR_WRITE, 4, 1);
     kit_await_all_blocks();
 }
 END_TEST
@@ -345,14 +281,10 @@ START_TEST(slow_client_pins_no_block)
     uint32_t id;
 
     kit.conf.memory = 8 * BLOCK;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     kit_client_mute(c, 1);
     for (id = 1; id <= 20; id++) {
-        kit_work w = kit_request(c, RDMA_HDR_WRITE, id, BLOCK);
-
-        kit_serve(&w);
-        kit_take(&w);
+        kit_pass(c, RDMA_HDR_WRITE, id, BLOCK);
     }
     kit_await_all_blocks();
 }
@@ -362,33 +294,24 @@ END_TEST
 START_TEST(arenas_are_full)
 {
     const size_t most = 1024 * 1024; /* an eighth of the memory */
-    kit_client *c;
-    kit_work a[2], b;
+    kit_client *c = kit_go_with_client();
+    kit_work a[2];
     size_t before;
     uint32_t i;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    a[0] = kit_request(c, RDMA_HDR_READ, 1, most);
-    a[1] = kit_request(c, RDMA_HDR_READ, 2, most);
-    b = kit_request(c, RDMA_HDR_READ, 3, 1);
     for (i = 0; i < 2; i++) {
+        a[i] = kit_request(c, RDMA_HDR_READ, i + 1, most);
         ck_assert_int_eq(kit_begin(&a[i]), 0);
         before = kit_used();
         ck_assert_int_eq(kit_open(&a[i]), 0);
         ck_assert_uint_eq(kit_used(), before + most);
     }
-    ck_assert_int_eq(kit_serve(&b), -1);
-    ck_assert_int_eq(b.why, RDMA_HDR_MEMORY);
+    kit_declined(c, RDMA_HDR_READ, 3, 1, "open", RDMA_HDR_MEMORY);
     for (i = 0; i < 2; i++) {
-        ck_assert_int_eq(kit_fill(&a[i], a[i].total), 0);
-        ck_assert_int_eq(kit_finish(&a[i]), 0);
-        kit_take(&a[i]);
+        kit_complete(&a[i]);
     }
     kit_await_no_bodies();
-    b = kit_request(c, RDMA_HDR_READ, 4, 1024 * 1024); /* there is room again */
-    kit_serve(&b);
-    kit_take(&b);
+    kit_pass(c, RDMA_HDR_READ, 4, most); /* there is room again */
 }
 END_TEST
 
@@ -396,18 +319,12 @@ END_TEST
 START_TEST(memlock_is_small)
 {
     kit_client *c;
-    kit_work w;
 
     kit.conf.memory = 64 * 1024 * 1024;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     fake_memlock(fake_registered() + 8 * 1024 * 1024 + 65536);
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 3 * BLOCK);
-    kit_serve(&w);
-    kit_take(&w);
-    w = kit_request(c, RDMA_HDR_READ, 2, 4 * BLOCK);
-    ck_assert_int_eq(kit_serve(&w), -1);
-    ck_assert_int_eq(w.why, RDMA_HDR_MEMORY);
+    kit_pass(c, RDMA_HDR_WRITE, 1, 3 * BLOCK);
+    kit_declined(c, RDMA_HDR_READ, 2, 4 * BLOCK, "open", RDMA_HDR_MEMORY);
 }
 END_TEST
 
@@ -415,23 +332,16 @@ END_TEST
 START_TEST(idle_arenas_are_reclaimed)
 {
     kit_client *c[KIT_CLIENTS];
-    kit_work w;
     uint32_t i;
 
     kit.conf.memory = 6 * 1024 * 1024;
     kit_go();
     for (i = 0; i < KIT_CLIENTS; i++) {
         c[i] = kit_client_new("192.0.2.1");
-        w = kit_request(c[i], RDMA_HDR_READ, 1, kit.conf.memory / 8);
-        kit_serve(&w);
-        ck_assert_ptr_null(w.step);
-        kit_take(&w);
+        kit_pass(c[i], RDMA_HDR_READ, 1, kit.conf.memory / 8);
         kit_await_no_bodies();
     }
-    w = kit_request(c[0], RDMA_HDR_READ, 2, kit.conf.memory / 8);
-    kit_serve(&w);
-    ck_assert_ptr_null(w.step);
-    kit_take(&w);
+    kit_pass(c[0], RDMA_HDR_READ, 2, kit.conf.memory / 8);
 }
 END_TEST
 
@@ -445,8 +355,7 @@ START_TEST(many_leases_are_revoked_at_once)
 
     kit.conf.memory = 16 * 1024 * 1024;
     kit.conf.lease_timeout = 3 * KIT_SECOND;
-    kit_go();
-    c = kit_client_new("192.0.2.1");
+    c = kit_go_with_client();
     do {
         w = kit_request(c, RDMA_HDR_READ, ++id, 1);
         kit_serve(&w);
@@ -455,36 +364,25 @@ START_TEST(many_leases_are_revoked_at_once)
     ck_assert_uint_lt(id, 1000);
     ck_assert_int_eq(w.why, RDMA_HDR_BUSY);
     kit_await_no_bodies(); /* each is aborted and answered */
-    w = kit_request(c, RDMA_HDR_READ, ++id, 1000);
-    kit_serve(&w);
-    ck_assert_ptr_null(w.step);
-    kit_take(&w);
-    ck_assert_uint_eq(c->nconns, 1);
+    kit_next_works(c, RDMA_HDR_READ, ++id, 1);
 }
 END_TEST
 
 START_TEST(memlock_is_used_up)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
     fake_memlock(fake_registered() + 1);
-    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 1);
-    ck_assert_int_eq(kit_serve(&w), -1);
-    ck_assert_int_eq(w.why, RDMA_HDR_MEMORY);
+    kit_declined(c, kit_kinds[_i], 1, 1, "wait", RDMA_HDR_MEMORY);
     fake_memlock(0); /* it was ours: the client is asked again at once */
-    w = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 2, 1);
-    kit_serve(&w);
-    kit_take(&w);
+    kit_pass(c, kit_kinds[_i], 2, 1);
 }
 END_TEST
 
 START_TEST(id_used_twice)
 {
-    kit_client *c;
-    kit_work w;
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_request(c, RDMA_HDR_WRITE, 1, 1);
     static const struct {
         uint32_t id;
         int first;
@@ -496,9 +394,6 @@ START_TEST(id_used_twice)
                 {0x7ffffffe, 1}, {0x7ffffffe, 0}};
     unsigned i;
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_WRITE, 1, 1);
     w.id = 3;
     ck_assert_int_eq(kit_begin(&w), 0);
     for (i = 0; i < sizeof(uses) / sizeof(uses[0]); i++) {
@@ -511,23 +406,18 @@ START_TEST(id_used_twice)
     ck_assert_int_eq(kit_open(&w), 0);
     kit_abandon(&w, RDMA_HDR_ABORT_CANCELLED);
     /* Of the other kind, too: ids are the endpoint's. */
-    w = kit_request(c, RDMA_HDR_READ, 0x7fffffff, 1);
-    ck_assert_int_eq(kit_serve(&w), -1);
-    ck_assert_str_eq(w.step, "use_id");
+    kit_declined(c, RDMA_HDR_READ, 0x7fffffff, 1, "use_id",
+                 RDMA_HDR_NOT_DECLINED);
 }
 END_TEST
 
 /* A library has repeated the request by itself: the first one still runs. */
 START_TEST(id_used_twice_while_it_runs)
 {
-    kit_client *c;
-    kit_work w, again;
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_lease(c, RDMA_HDR_READ, 1, 1000);
+    kit_work again = kit_request(c, kit_kinds[_i], 1, 1000);
 
-    kit_go();
-    c = kit_client_new("192.0.2.1");
-    w = kit_request(c, RDMA_HDR_READ, 1, 1000);
-    kit_serve(&w);
-    again = kit_request(c, _i ? RDMA_HDR_READ : RDMA_HDR_WRITE, 1, 1000);
     ck_assert_int_eq(kit_serve(&again), -1);
     ck_assert_str_eq(again.step, "use_id");
     ck_assert_uint_eq(again.conn, w.head.conn);

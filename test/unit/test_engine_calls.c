@@ -7,16 +7,8 @@
 #include "kit.h"
 
 #include <errno.h>
-#include <string.h>
-#include <unistd.h>
 
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
-
-static void short_deadlines(void)
-{
-    kit.conf.timeout = 100 * KIT_MS;
-    kit.conf.lease_timeout = 100 * KIT_MS;
-}
 
 /* ---- calls that fail --------------------------------------------------- */
 
@@ -66,15 +58,14 @@ static void whole(kit_client *c, rdma_hdr_kind kind, uint32_t id)
 static void streamed(kit_client *c, rdma_hdr_kind kind, uint32_t id)
 {
     kit_work w = kit_request(c, kind, id, 3 * BLOCK + 5);
-    pthread_t thread;
     uint64_t taken;
 
     w.stream = w.unknown = 1;
     w.window = RDMA_BODY_RING;
     w.pause = BLOCK;
-    ck_assert_int_eq(pthread_create(&thread, NULL, kit_serve_thread, &w), 0);
+    kit_run(&w, kit_serve_thread);
     taken = kit_take_stream(&w, 0, UINT64_MAX);
-    pthread_join(thread, NULL);
+    kit_join(&w);
     /* The connection may be lost when all has been said. */
     ck_assert(w.step || taken == w.total || c->conns[w.head.conn - 1].closed);
 }
@@ -123,7 +114,7 @@ static int one_life_with_a_failure(const char *function, int error,
     kit_client *c;
     pthread_t thread;
 
-    short_deadlines();
+    kit_deadlines(100 * KIT_MS);
     kit.conf.memory = 16 * 1024 * 1024;
     kit.conf.max_streams = 4;
     kit.conf.connect_timeout = 300 * KIT_MS;
