@@ -37,11 +37,13 @@ libexec=/usr/lib/apache2/modules
 field='v=1, port=1024, token=:AAECAwQFBgcICQoLDA0ODw==:, id=1, read'
 
 # configure NAME: makes BUILD/regress/NAME, a copy of the suite that is ready to
-# run in this place, with its test modules.
+# run in this place, with its test modules. Of the configuration that it is given it
+# takes the modules only; the rest goes to where it keeps its own.
 configure() {
     cp -R "$suite" "$build/regress/$1"
     (
         cd "$build/regress/$1"
+        cat "$build/regress/$1.more" >>t/conf/extra.conf.in
         perl Makefile.PL -apxs /usr/bin/apxs -httpd /usr/sbin/apache2 \
             -httpd_conf "$build/regress/$1.conf" \
             -user www-data -group www-data -port 8529 && t/TEST -config
@@ -75,16 +77,19 @@ if [ "${LAB:-}" != guest ]; then
     mkdir -p "$build/regress"
     cp "$build/module/mod_rdma.so" "$build/regress"
     base_conf >"$build/regress/without.conf"
+    : >"$build/regress/without.more"
     {
         base_conf
         echo "LoadModule rdma_module $build/regress/mod_rdma.so"
+    } >"$build/regress/with.conf"
+    {
         echo "RdmaEnable On"
         echo "RdmaMinSize 1"
         if [ -n "${FIELD:-}" ]; then
             echo "RequestHeader set RDMA \"$field\" early"
             echo 'RequestHeader merge Connection RDMA early'
         fi
-    } >"$build/regress/with.conf"
+    } >"$build/regress/with.more"
     # Here it takes seconds, in the lab minutes.
     configure with
     configure without
