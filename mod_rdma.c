@@ -40,6 +40,7 @@
 
 static int wanted;           /* there is reason for an engine in each child */
 static apr_size_t memory;    /* bytes: RdmaMemory, or what memlock allows */
+static unsigned connections; /* RdmaMaxConnections, or what descriptors allow */
 static server_rec *log_to;   /* the main server */
 static rdma_cache *engine;   /* this child's */
 static volatile int give_up; /* SIGTERM has come while leases ran */
@@ -138,6 +139,38 @@ static void allow_memory(apr_pool_t *p, server_rec *s, struct rlimit *limit)
                  kibibytes(p, memory));
 }
 
+/* Each connection has a descriptor, and httpd answers 403 and worse when it has
+ * none. So half of them, which children inherit from here, are enough for all
+ * connections; `connections` becomes what fits. */
+static void allow_descriptors(server_rec *s)
+{
+    struct rlimit limit, more;
+    rlim_t need = 2 * (rlim_t)connections;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= need) {
+        return;
+    }
+    more = limit;
+    more.rlim_cur = need;
+    if (more.rlim_max < need) {
+        more.rlim_max = need;
+    }
+    if (setrlimit(RLIMIT_NOFILE, &more) == 0) {
+        return;
+    }
+    more.rlim_cur = more.rlim_max = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &more) == 0) {
+        limit = more;
+    }
+    connections = limit.rlim_cur > 2 ? (unsigned)(limit.rlim_cur / 2) : 1;
+    ap_log_error(APLOG_MARK, APLOG_WARNING, 0, s,
+                 "RDMA0008: the limit of descriptors is %" APR_UINT64_T_FMT
+                 " and cannot be raised to twice RdmaMaxConnections: each "
+                 "child has to do with %u connections. Set LimitNOFILE= in "
+                 "httpd's systemd unit, or lower RdmaMaxConnections",
+                 (apr_uint64_t)limit.rlim_cur, connections);
+}
+
 /* Why no child of this server can use RDMA: said, once. 1, or 0: it can. */
 static int is_impossible(server_rec *s, const char *devices)
 {
@@ -171,10 +204,12 @@ static void announce(apr_pool_t *p, server_rec *s, const char *where)
 
     rdma_config_engine_get(s, &conf);
     memory = conf.memory;
+    connections = conf.max_connections;
     wanted = !is_impossible(s, devices);
     (void)getrlimit(RLIMIT_MEMLOCK, &limit);
     if (wanted) {
         allow_memory(p, s, &limit);
+        allow_descriptors(s);
     }
     ap_log_error(APLOG_MARK, APLOG_NOTICE, 0, s,
                  "RDMA0001: mod_rdma %s: devices: %s; RdmaMemory: %s; locked "
@@ -264,7 +299,7 @@ static void child_init(apr_pool_t *pchild, server_rec *s)
     conf.lease_timeout = set.lease_timeout;
     conf.idle_timeout = set.idle_timeout;
     conf.max_streams = worker_threads() / 2;
-    conf.max_connections = set.max_connections;
+    conf.max_connections = connections;
     conf.max_connections_per_client = set.max_connections_per_client;
     conf.log = log_line;
     conf.baton = log_to;

@@ -1,4 +1,5 @@
 """The configuration files that are installed, and values that are wrong."""
+import os
 import shutil
 from pathlib import Path
 
@@ -8,10 +9,12 @@ from httpd import MODULES, conf
 
 CONF = Path(__file__).parents[2] / "conf"
 
-# What a server may lock that is started without privileges, as in a container.
-SMALL_MEMLOCK = ("prlimit", "--memlock=8388608:8388608", "setpriv",
-                 "--reuid=www-data", "--regid=www-data", "--clear-groups",
-                 "--inh-caps=-all", "--bounding-set=-all")
+# What a server may have that is started without privileges, as in a container.
+UNPRIVILEGED = ("setpriv", "--reuid=www-data", "--regid=www-data",
+                "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
+SMALL_MEMLOCK = ("prlimit", "--memlock=8388608:8388608", *UNPRIVILEGED)
+FEW_DESCRIPTORS = ("prlimit", "--memlock=unlimited:unlimited",
+                   "--nofile=160:160", *UNPRIVILEGED)
 
 
 @pytest.fixture
@@ -103,3 +106,23 @@ def test_little_locked_memory(client):
             ways.add(result.path)
             client.httpd.access()
     assert {"write", "read"} <= ways
+
+
+@pytest.mark.httpd(conf("""
+RdmaEnable On
+RdmaMaxConnections 1000
+RdmaMaxConnectionsPerClient 1000
+""", before=FEW_DESCRIPTORS, expect=[("RDMA0008", 1)]))
+def test_few_descriptors(client):
+    """One warning; connections leave httpd the half of them, however many clients
+    there are."""
+    clients = 100
+    run = client.peer([client.site.file(65536)], "--clients", clients,
+                      full=False, seconds=120)
+    assert (run.status, run.ok) == (0, clients), run.json
+    assert run.paths["write"] > 0, run.json
+    for entry in client.httpd.access(clients):
+        assert entry.status == "200", entry
+    child, = client.httpd.children()
+    assert len(os.listdir(f"/proc/{child}/fd")) < 160 - 16
+    client.fetch(65536, by="read", alone=False)
