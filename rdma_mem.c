@@ -126,11 +126,68 @@ static size_t whole_pages(size_t len)
     return len > SIZE_MAX - page ? 0 : (len + page - 1) / page * page;
 }
 
+/* Pages are never handed on: while a packet refers to them, as one that waits to
+ * be sent again does, the kernel keeps them from everybody. */
+#ifndef RDMA_TEST_REUSE_ARENAS
+static char *get_pages(size_t len)
+{
+    return mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                -1, 0);
+}
+
+static void put_pages(char *base, size_t len)
+{
+    munmap(base, len);
+}
+#else /* What must not be done, to show that test_reuse.py sees it. */
+static struct {
+    char *base;
+    size_t len;
+} kept[64];
+static pthread_mutex_t kept_lock = PTHREAD_MUTEX_INITIALIZER;
+
+/* Leave these pages, if any, and take some of that length, if any. */
+static char *swap_pages(char *base, size_t put, size_t take)
+{
+    char *found = NULL;
+    unsigned i;
+
+    pthread_mutex_lock(&kept_lock);
+    for (i = 0; i < 64; i++) {
+        if (base && !kept[i].base) {
+            kept[i].base = base;
+            kept[i].len = put;
+            base = NULL;
+        }
+        else if (take && !found && kept[i].base && kept[i].len == take) {
+            found = kept[i].base;
+            kept[i].base = NULL;
+        }
+    }
+    pthread_mutex_unlock(&kept_lock);
+    return found;
+}
+
+static char *get_pages(size_t len)
+{
+    char *base = swap_pages(NULL, 0, len);
+
+    return base ? base
+                : mmap(NULL, len, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+}
+
+static void put_pages(char *base, size_t len)
+{
+    swap_pages(base, len, 0);
+}
+#endif
+
 static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
                use what, rdma_mem_region *out)
 {
     int rc;
-    void *base;
+    char *base;
 
     memset(out, 0, sizeof(*out));
     len = whole_pages(len);
@@ -141,8 +198,7 @@ static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
     if (rc) {
         return rc;
     }
-    base = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-                -1, 0);
+    base = get_pages(len);
     if (base == MAP_FAILED) {
         refund(mem, len, what);
         return ENOMEM;
@@ -151,7 +207,7 @@ static int map(rdma_mem *mem, struct ibv_pd *pd, size_t len, unsigned access,
     out->mr = ibv_reg_mr(pd, base, len, access);
     if (!out->mr) {
         rc = errno ? errno : EIO;
-        munmap(base, len);
+        put_pages(base, len);
         refund(mem, len, what);
         return rc;
     }
@@ -174,7 +230,7 @@ static void unmap(rdma_mem *mem, rdma_mem_region *r, use what)
     /* If the device keeps the MR (it may while it is being removed), the pages
      * stay where they are: leaked memory is better than reused memory. */
     if (ibv_dereg_mr(r->mr) == 0) {
-        munmap(r->base, r->len);
+        put_pages(r->base, r->len);
         refund(mem, r->len, what);
     }
     memset(r, 0, sizeof(*r));
