@@ -258,6 +258,11 @@ class Httpd:
         assert len(entries) == count, f"access log: {entries}"
         return entries
 
+    def count_access(self, path):
+        """How many new entries there are for a path."""
+        return sum(Entry(*line.split(" ", 8)).path == path
+                   for line in self._new("access.log"))
+
     def skip_access(self):
         self._new("access.log")
 

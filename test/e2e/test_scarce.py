@@ -1,7 +1,5 @@
 """What a child runs out of while it serves: TCP answers then, never an error,
 and when there is enough again, RDMA does, in the same child."""
-import itertools
-import os
 import resource
 
 import pytest
@@ -12,7 +10,13 @@ from httpd import conf
 from status import wait_for
 
 SIZE = 100_000
+CGROUPS = Path("/sys/fs/cgroup")
+# What a child has and cannot have more of.
+LIMITS = {"descriptors": resource.RLIMIT_NOFILE,
+          "locked memory": resource.RLIMIT_MEMLOCK}
 BESIDES = 3  # descriptors: the HTTP connection, the file, and not enough
+
+CHECKED = {("descriptors", True), ("hca_object=3", True)}
 
 
 class Scarcity:
@@ -22,15 +26,26 @@ class Scarcity:
         self.child = child
         self.lift = lambda: None
 
-    def limit(self):
-        limit = resource.RLIMIT_NOFILE
-        was = resource.prlimit(self.child, limit)
-        used = {int(fd) for fd in os.listdir(f"/proc/{self.child}/fd")}
-        # The limit is one of numbers, and there are holes among them.
-        free = (n for n in itertools.count() if n not in used)
-        few = 1 + list(itertools.islice(free, BESIDES))[-1]
-        resource.prlimit(self.child, limit, (few, was[1]))
-        self.lift = lambda: resource.prlimit(self.child, limit, was)
+    def limit(self, what):
+        if what in LIMITS:
+            was = resource.prlimit(self.child, LIMITS[what])
+            few = 4096 if what == "locked memory" else BESIDES + len(
+                list(Path(f"/proc/{self.child}/fd").iterdir()))
+            resource.prlimit(self.child, LIMITS[what], (few, was[1]))
+            self.lift = lambda: resource.prlimit(self.child, LIMITS[what], was)
+            return
+        (CGROUPS / "cgroup.subtree_control").write_text("+rdma")
+        group = CGROUPS / "scarce"
+        group.mkdir(exist_ok=True)
+        home = CGROUPS / Path(f"/proc/{self.child}/cgroup").read_text() \
+            .strip().split("::/")[1]
+        (group / "rdma.max").write_text(f"{self.device} {what}")
+        (group / "cgroup.procs").write_text(str(self.child))
+
+        def lift():
+            (home / "cgroup.procs").write_text(str(self.child))
+            group.rmdir()
+        self.lift = lift
 
 
 @pytest.fixture
@@ -41,18 +56,24 @@ def scarcity(client):
     made.lift()
 
 
-@pytest.mark.long
+@pytest.mark.parametrize("what,warm", [
+    pytest.param(what, warm, id=f"{what}, {'others' if warm else 'the first'}",
+                 marks=[] if (what, warm) in CHECKED else pytest.mark.long)
+    for what in ("descriptors", "locked memory", "hca_object=0",
+                 "hca_object=3", "hca_handle=0")
+    for warm in (False, True) if (what, warm) != ("hca_handle=0", True)])
 @pytest.mark.driver("tuned")
 @pytest.mark.httpd(conf("RdmaEnable On"))
-def test_too_few_descriptors(client, scarcity):
+def test_too_little(client, scarcity, warm, what):
     """New clients, whose connections would need more of it."""
     path = client.site.file(SIZE)
     client.httpd.expect({"RDMA0053": None, "RDMA0054": None, "RDMA0055": None})
-    client.fetch(SIZE, by="write", alone=False)
-    wait_for(ConnectionsOpenWrite=0)
-    # Its descriptors go with its queue pair, a little later.
-    wait_until(lambda: not [line for line in client.lab.objects()
-                            if " lqpn " in line], 10, "it is taken apart")
+    if not warm:  # the first one of a child needs the most
+        client.httpd.start(client.httpd.running)
+        scarcity.child, = client.httpd.children()
+    else:
+        client.fetch(SIZE, by="write", alone=False)
+        wait_for(ConnectionsOpenWrite=0)
     child = scarcity.child
     scarcity.limit()
     ways = []

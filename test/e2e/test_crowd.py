@@ -1,0 +1,196 @@
+"""Many clients, some of whom mean no good or cannot be reached: the others do
+not notice, and go by RDMA."""
+import base64
+import os
+import statistics
+import threading
+import time
+
+import pytest
+
+from content import differs
+from hosts import wait_until
+from httpd import conf
+from rawhttp import Connection, declined
+from status import changes, status, wait_for
+
+HONEST = 60
+SIZE = 60_000
+HOLE = "10.77.0.98"
+CONF = """
+RdmaEnable On
+RdmaMemory 256M
+RdmaAllow 10.77.0.0/24
+RdmaConnectTimeout 10
+RdmaTimeout 2s
+RdmaLeaseTimeout 2s
+RdmaMaxConnections 1200
+RdmaMaxConnectionsPerClient 1100
+MaxKeepAliveRequests 0
+AsyncRequestWorkerFactor 16
+ThreadLimit 96
+ThreadsPerChild 96
+MaxRequestWorkers 96
+MaxSpareThreads 96
+"""
+
+
+def endpoint_field(number, address, port):
+    """The field of an endpoint that nobody has."""
+    token = base64.b64encode(os.urandom(16)).decode()
+    return (f'v=1, port={port}, addr="{address}", token=:{token}:, '
+            f"id={number}, read")
+
+
+class Unreachable:
+    """Clients whose RDMA address is a black hole, and who ask again and again,
+    each time as another endpoint."""
+
+    def __init__(self, client, count, path, size):
+        self.client = client
+        self.answers = []
+        self.wrong = []
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(
+            number, path, size)) for number in range(count)]
+
+    def _run(self, number, path, size):
+        try:
+            while not self._over.is_set():
+                with Connection(self.client.lab) as connection:
+                    answer = connection.get(path, endpoint_field(
+                        1, HOLE, 41000 + number))
+                assert answer.status == 200
+                assert not differs(answer.body, size)
+                self.answers.append(declined(answer))
+        except Exception as error:  # judged by the test
+            self.wrong.append(error)
+
+    def __enter__(self):
+        self.client.lab.black_hole(HOLE)
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._over.set()
+        for thread in self._threads:
+            thread.join()
+        self.client.lab.mend()
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+@pytest.mark.long
+@pytest.mark.httpd(conf(CONF))
+def test_black_holes(client, mode):
+    """4 of 60: the 56 connect while the others' connects hang, and all of their
+    bodies go by RDMA."""
+    path = client.site.file(SIZE)
+    with Unreachable(client, 4, path, SIZE) as holes:
+        wait_until(lambda: status()["ConnectsInFlight"], 10, "a connect hangs")
+        run = client.peer([path], "--clients", HONEST - 4, "--expect-path",
+                          mode, mode=mode, requests=4, full=False)
+        assert run.status == 0, run.json
+    assert not holes.wrong, holes.wrong
+    assert set(holes.answers) <= {"connect", "busy"} and holes.answers
+    for _ in range(4 * (HONEST - 4)):
+        client.tally.body(True, SIZE)
+    client.httpd.skip_access()
+
+
+@pytest.mark.long
+@pytest.mark.httpd(conf(CONF))
+def test_a_thousand_endpoints(client):
+    """All at once on one child, each with a connection that stays; then each
+    asks again."""
+    path = client.site.file(20_000)
+    before = status()
+    runs = [client.start_peer([path], "--clients", 100, "--window", 65536,
+                              "--expect-path", mode, "--close", "--timeout",
+                              200, "--step", "done@1=stop", mode=mode,
+                              requests=2, full=False)
+            for mode in ("write", "read") for _ in range(5)]
+    wait_for(300, ConnectionsOpenWrite=before["ConnectionsOpenWrite"] + 500,
+             ConnectionsOpenRead=before["ConnectionsOpenRead"] + 500,
+             LeasesOpen=0)
+    for run in runs:
+        run.stdin.close()
+        run.stdin = None
+    for run in runs:
+        ended, out, err = client.finish(run, 300)
+        assert ended == 0, out + err
+    done = changes(before)
+    assert done["ConnectionsMade"] == 1000, done
+    assert done["ConnectionsReused"] == 1000, done
+    assert "RequestsTcp" not in done, done
+    for _ in range(2000):
+        client.tally.body(True, 20_000)
+    client.httpd.skip_access()
+    wait_for(60, ConnectionsOpenWrite=0, ConnectionsOpenRead=0)
+
+
+# Nothing of this takes much of the processors, which all clients here share
+# with the server: what costs the others is what the server does about it.
+HOSTILE = {
+    "write": ["before-request=wait:300", "head@1=lie:flood",
+              "head@2=lie:consumed-beyond", "head@3=lie:silent",
+              "head@4=lie:bad-type", "head@5=disconnect",
+              "connect-request@3=wait:1500", "written-fin@6=wait:2500",
+              "head@7=lie:extra-credits", "first-message@8=reset-http"],
+    "read": ["before-request=wait:300", "head@1=lie:read-far",
+             "before-read@2=wait:3000", "head@3=lie:many-reads",
+             "head@4=lie:write-attempt", "during-read@5=disconnect",
+             "head@6=lie:read-beyond", "consumed-sent@7=lie:read-after-done",
+             "head@8=lie:silent", "before-read@9=reset-http"],
+}
+
+
+def rate(client, path, seconds):
+    """Answers with this body, in a second."""
+    client.httpd.skip_access()
+    began = time.monotonic()
+    time.sleep(seconds)
+    done = client.httpd.count_access(path)
+    return done / (time.monotonic() - began)
+
+
+@pytest.mark.long
+@pytest.mark.driver("tuned")
+@pytest.mark.httpd(conf(CONF))
+def test_hostile_neighbours(client):
+    """60 honest clients keep nine tenths of their throughput. Times with and
+    without the others take turns, in one run."""
+    path, other = client.site.file(SIZE), client.site.file(20_000)
+    honest = [client.start_peer(
+        [path], "--clients", HONEST // 2, "--window", 65536, "--expect-path",
+        mode, mode=mode, requests=20_000, full=False)
+        for mode in ("write", "read")]
+    wait_for(60, ConnectionsOpenWrite=HONEST // 2,
+             ConnectionsOpenRead=HONEST // 2)
+    alone, beside = [], []
+    for _ in range(3):
+        alone.append(rate(client, path, 6))
+        away = client.lab.env["CLIENTS4"].split()[1]
+        bad = [client.start_peer(
+            [other], "--bind", away, "--clients", 2, "--timeout", 10,
+            "--progress", 2, *(word for step in HOSTILE[mode]
+                               for word in ("--step", step)),
+            mode=mode, requests=1000, full=False)
+            for mode in ("write", "read")]
+        time.sleep(1)  # what starting them costs is not theirs
+        with Unreachable(client, 2, other, 20_000):
+            beside.append(rate(client, path, 6))
+        for process in bad:
+            assert process.poll() is None
+            process.kill()
+            client.finish(process)
+        time.sleep(1)
+    for process in honest:
+        assert process.poll() is None, client.finish(process)
+        process.kill()
+        client.finish(process)
+    print(alone, beside)
+    client.httpd.skip_access()
+    ratio = statistics.median(beside) / statistics.median(alone)
+    assert ratio >= 0.9, (ratio, alone, beside)
+    client.fetch(SIZE, by="write", alone=False)
