@@ -23,7 +23,7 @@ what=${what#K=}
 if [ "${LAB:-}" != guest ]; then
     case $what in
     long) timeout=5400 ;;
-    *) timeout=1800 ;;
+    *) timeout=$((1800 + ${N:-0} / 8)) ;;
     esac
     build=${BUILD:-$here/../../build}
     mkdir -p "$build"

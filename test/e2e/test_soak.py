@@ -1,25 +1,43 @@
 """Nothing grows: what a child holds when it has served ten times as many
-requests is what it held before."""
+requests is what it held before, beside clients that fail in every way, too."""
 import os
 import random
+import signal
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from clients import line_of
+from clients import Peer, line_of
 from httpd import conf
 from status import changes, status, wait_for
+from test_peers import ENDS, LIES, STEPS, step_of
 
 CLIENTS = 4  # of each mode
+MODES = ("write", "read")
 WINDOW = 256 << 10
 SEED = int(os.environ.get("SEED") or 1)
-N = int(os.environ.get("N") or 20_000)
+N = int(os.environ.get("N") or 0)
+CONF = """
+RdmaEnable On
+RdmaMemory 24M
+RdmaConnectTimeout 10
+RdmaIdleTimeout 600
+RdmaMaxConnectionsPerClient 100
+ThreadsPerChild 32
+MaxRequestWorkers 32
+MaxSpareThreads 32
+MaxKeepAliveRequests 0
+"""
 
 
 def held(client):
     """What the child holds when all is quiet."""
     # Arenas that have been idle for five seconds are given back.
-    wait_for(20, LeasesOpen=0, StreamsOpen=0, ArenasOpen=0)
+    wait_for(40, LeasesOpen=0, StreamsOpen=0, ArenasOpen=0,
+             ConnectionsOpenWrite=CLIENTS, ConnectionsOpenRead=CLIENTS)
     child, = client.httpd.children()
     values = dict(
         line.split(":", 1) for line in
@@ -38,22 +56,95 @@ def held(client):
     return equal, kib
 
 
-@pytest.mark.parametrize("requests", [
-    pytest.param(400, id="brief"),
-    pytest.param(N, id="full", marks=pytest.mark.long)])
-@pytest.mark.driver("tuned")
-@pytest.mark.httpd(conf("""
-RdmaEnable On
-RdmaMemory 24M
-RdmaConnectTimeout 10
-RdmaIdleTimeout 600
-RdmaMaxConnectionsPerClient 100
-ThreadsPerChild 32
-MaxRequestWorkers 32
-MaxSpareThreads 32
-MaxKeepAliveRequests 0
-"""))
-def test_soak(client, requests):
+class Trouble(threading.Thread):
+    """Clients at another address that leave, lie, stop or are killed, at any
+    step, and a wire that loses; one after the other, as chance will have it."""
+
+    def __init__(self, client, path, chance):
+        super().__init__()
+        self.client = client
+        self.path = path
+        self.chance = chance
+        self.done = Counter()
+        self.wrong = []
+        self._may = threading.Event()
+        self._quiet = threading.Event()
+        self._over = False
+
+    def run(self):
+        while not self._over:
+            if not self._may.wait(0.1):
+                self._quiet.set()
+                continue
+            what = self.chance.choice((self.leave, self.lie, self.kill,
+                                       self.stop, self.wire))
+            try:
+                what()
+                self.done[what.__name__] += 1
+            except Exception as error:  # judged when there is a pause
+                self.wrong.append(error)
+
+    def begin(self):
+        self._quiet.clear()
+        self._may.set()
+
+    def pause(self):
+        """Until nothing is under way."""
+        self._may.clear()
+        assert self._quiet.wait(100)
+        assert not self.wrong, self.wrong
+
+    def end(self):
+        self._over = True
+        self.join()
+
+    def _start(self, *options):
+        away = self.client.lab.env["CLIENTS4"].split()[1]
+        return self.client.start_peer(
+            [self.path], "--bind", away, "--window", WINDOW, "--timeout", 10,
+            "--progress", 2, "--linger", 300, *options,
+            mode=self.chance.choice(MODES), requests=2, full=False)
+
+    def _judge(self, process):
+        run = Peer(*self.client.finish(process))
+        assert run.json.get("mismatched", 0) == 0, run.json
+
+    def leave(self):
+        step, end = self.chance.choice(STEPS), self.chance.choice(ENDS)
+        self._judge(self._start("--clients", 3, "--step", f"{step}/2={end}"))
+
+    def lie(self):
+        lie = self.chance.choice(LIES)
+        self._judge(self._start("--step", f"{step_of(lie)}@1=lie:{lie}"))
+
+    def kill(self):
+        process = self._start("--clients", 3)
+        time.sleep(self.chance.uniform(0, 1))
+        process.kill()
+        self.client.finish(process)
+
+    def stop(self):
+        process = self._start("--clients", 3)
+        time.sleep(self.chance.uniform(0, 1))
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(self.chance.uniform(0, 8))
+        process.send_signal(self.chance.choice((signal.SIGCONT,
+                                                signal.SIGKILL)))
+        self._judge(process)
+
+    def wire(self):
+        self.client.lab.netem(
+            "delay", f"{self.chance.randrange(1, 20)}ms", "1ms",
+            "loss", f"{self.chance.randrange(3)}%",
+            "reorder", f"{self.chance.randrange(1, 10)}%", "limit", "10000")
+        time.sleep(self.chance.uniform(0.5, 3))
+        self.client.lab.netem()
+
+
+def soak(client, requests, trouble=None):
+    """So many requests of both modes, whose bodies are all right and all by
+    RDMA; what the child holds after a tenth of them and at the end. Returns
+    what the server has counted."""
     chance = random.Random(SEED)
     print(f"SEED={SEED} N={requests}")
     sizes = [int(16384 * 48 ** chance.random()) for _ in range(36)]
@@ -66,20 +157,23 @@ def test_soak(client, requests):
     runs = [client.start_peer(
         paths, "--clients", CLIENTS, "--window", WINDOW, "--expect-path", mode,
         "--step", f"done@{each // 10}=stop", "--step", f"done@{each}=stop",
-        mode=mode, requests=each, full=False) for mode in ("write", "read")]
+        mode=mode, requests=each, full=False) for mode in MODES]
 
     def all_have_stopped(seconds):
         for run in runs:
             for _ in range(CLIENTS):
                 line = line_of(run.stdout.fileno(), seconds)
                 assert line.startswith(b"reached"), f"not reached: {line}"
-    all_have_stopped(300)
-    equal, kib = held(client)
+        if trouble:
+            trouble.pause()
+        return held(client)
+    equal, kib = all_have_stopped(max(300, requests // 10))
+    if trouble:
+        trouble.begin()
     for run in runs:
         run.stdin.write("on\n")
         run.stdin.flush()
-    all_have_stopped(1500)
-    equal_then, kib_then = held(client)
+    equal_then, kib_then = all_have_stopped(max(1500, requests))
     print(equal, kib, kib_then)
     assert equal_then == equal
     assert kib["VmPin"] > 0
@@ -88,14 +182,48 @@ def test_soak(client, requests):
     for run in runs:
         ended, out, err = client.finish(run)
         assert ended == 0, out + err
-    done = changes(before)
-    total = 2 * CLIENTS * each
+    for _ in range(2 * CLIENTS * each):
+        client.tally.body(True, sum(sizes) // len(sizes))
+    client.httpd.skip_access()
+    return changes(before)
+
+
+@pytest.mark.parametrize("requests", [
+    pytest.param(400, id="brief"),
+    pytest.param(20_000, id="full", marks=pytest.mark.long)])
+@pytest.mark.driver("tuned")
+@pytest.mark.httpd(conf(CONF))
+def test_soak(client, requests):
+    done = soak(client, requests)
     assert done["ConnectionsMade"] == 2 * CLIENTS, done
     for mode in ("Write", "Read"):
         assert done[f"Requests{mode}Streamed"] > 0, done
         moved = done[f"Requests{mode}"] + done[f"Requests{mode}Streamed"]
-        assert moved == total // 2, done
-        for _ in range(moved):
-            client.tally.body(True, sum(sizes) // len(sizes))
+        assert moved == requests // 2, done
     assert "RequestsTcp" not in done, done
-    client.httpd.skip_access()
+
+
+# As many requests as N says, when somebody has said so: `make soak`.
+@pytest.mark.parametrize("requests", [
+    pytest.param(1600, id="brief"),
+    *([pytest.param(N, id="full")] if N else [])])
+@pytest.mark.long
+@pytest.mark.driver("tuned")
+@pytest.mark.httpd(conf(CONF + """
+RdmaTimeout 5s
+RdmaLeaseTimeout 5s
+ThreadsPerChild 64
+MaxRequestWorkers 64
+MaxSpareThreads 64
+"""))
+def test_under_fire(client, requests):
+    trouble = Trouble(client, client.site.file(300_000), random.Random(SEED))
+    trouble.start()
+    trouble.begin()
+    try:
+        soak(client, requests, trouble)
+    finally:
+        trouble.end()
+        client.lab.mend()
+        print(dict(trouble.done))
+    assert trouble.done
