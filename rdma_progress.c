@@ -39,6 +39,9 @@ static void hang_up(rdma_cache *cache, rdma_cache_slot *s)
 static void take_apart(rdma_cache *cache, rdma_cache_slot *s)
 {
     rdma_cache_slot **link = &cache->slots;
+#ifdef RDMA_TEST_USE_AFTER_FREE /* what test_sanitizer.py has to see found */
+    rdma_cache_slot *volatile planted = s;
+#endif
 
     while (*link != s) {
         link = &(*link)->next;
@@ -54,6 +57,9 @@ static void take_apart(rdma_cache *cache, rdma_cache_slot *s)
     pthread_mutex_lock(&cache->lock);
     s->ep->slots--; /* not before: our memory counts as its client's */
     free(s);
+#ifdef RDMA_TEST_USE_AFTER_FREE
+    planted->refs = 0;
+#endif
     cache->burials--;
     pthread_cond_broadcast(&cache->changed); /* rdma_cache_stop() counts */
     rdma_cache_remind(cache, 0);             /* an endpoint may be idle now */

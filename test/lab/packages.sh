@@ -2,7 +2,8 @@
 # Installs the Debian packages that this project needs; the one place that
 # lists them.
 #
-#   packages.sh [build] [lab] [test] [analyze] [fuzz]     (default: the first three)
+#   packages.sh [build] [lab] [test] [analyze] [fuzz] [valgrind]
+#                                               (default: the first three)
 #
 # Says first what is missing. As root it installs that; as anybody else it
 # prints the command to run and exits 1. With everything present it says
@@ -27,6 +28,8 @@ analyze='clang'
 
 fuzz='clang libclang-rt-14-dev'
 
+valgrind='valgrind'
+
 case $# in
 0)
     set -- build lab test
@@ -41,8 +44,9 @@ for group; do
     test) wanted="$wanted $test" ;;
     analyze) wanted="$wanted $analyze" ;;
     fuzz) wanted="$wanted $fuzz" ;;
+    valgrind) wanted="$wanted $valgrind" ;;
     *)
-        echo "usage: packages.sh [build] [lab] [test] [analyze] [fuzz]" >&2
+        echo "usage: packages.sh [build] [lab] [test] [analyze] [fuzz] [valgrind]" >&2
         exit 2
         ;;
     esac
