@@ -187,3 +187,39 @@ def test_lies(client, lie):
     ended, out, _ = client.finish(honest)
     assert ended == 0, out
     well(client)
+
+
+# What a field may say of the client's window that is not so, and what comes of it.
+WINDOWS = {
+    "another tag": ("deadbe00", "{to}", "{len}", "failed"),
+    "the first tag": ("00000000", "{to}", "{len}", "failed"),
+    "another address": ("{stag}", "0000000000001000", "{len}", "failed"),
+    "longer than it is": ("{stag}", "{to}", "4294967295", "failed"),
+    "round the end": ("{stag}", "ffffffffffff0000", "1048576", "malformed"),
+    "of no byte": ("{stag}", "{to}", "0", "malformed"),
+    "of one byte": ("{stag}", "{to}", "1", "window"),
+}
+
+
+@pytest.mark.driver("tuned")
+@pytest.mark.httpd(SHORT)
+@pytest.mark.parametrize("window", [
+    pytest.param(name, marks=[] if name == "longer than it is"
+                 else pytest.mark.long) for name in WINDOWS])
+def test_a_window_that_is_none(client, window):
+    """The client gets its answer over TCP; an honest one at the same time does
+    not notice."""
+    stag, to, length, declined = WINDOWS[window]
+    honest = client.start_peer([client.site.file(300_000)], requests=20)
+    liar = client.peer(
+        [client.site.file(300_000)], "--window", 65536, "--timeout", 10,
+        "--progress", 2, "--linger", 300, "--field",
+        f'v=1, port={{port}}, token=:{{token}}:, id={{id}}, write;stag="{stag}"'
+        f';to="{to}";len={length}', mode="write")
+    body, = liar.details
+    assert (body["path"], body["declined"], body["mismatched"]) == \
+        ("tcp", declined, 0), liar.json
+    assert (body["result"], body["status"]) == ("ok", 200), liar.json
+    ended, out, _ = client.finish(honest)
+    assert ended == 0, out
+    well(client)
