@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from clients import Peer
 from content import differs
 from hosts import wait_until
 from httpd import conf
@@ -99,34 +100,30 @@ def test_black_holes(client, mode):
 
 
 @pytest.mark.long
-@pytest.mark.httpd(conf(CONF))
+@pytest.mark.httpd(conf(CONF + "RdmaIdleTimeout 600"))
 def test_a_thousand_endpoints(client):
-    """All at once on one child, each with a connection that stays; then each
-    asks again."""
+    """All at once on one child. Who cannot be connected to in time gets the answer
+    over TCP, and nobody an error."""
     path = client.site.file(20_000)
     before = status()
     runs = [client.start_peer([path], "--clients", 100, "--window", 65536,
-                              "--expect-path", mode, "--close", "--timeout",
-                              200, "--step", "done@1=stop", mode=mode,
+                              "--close", "--timeout", 100, mode=mode,
                               requests=2, full=False)
             for mode in ("write", "read") for _ in range(5)]
-    wait_for(300, ConnectionsOpenWrite=before["ConnectionsOpenWrite"] + 500,
-             ConnectionsOpenRead=before["ConnectionsOpenRead"] + 500,
-             LeasesOpen=0)
-    for run in runs:
-        run.stdin.close()
-        run.stdin = None
-    for run in runs:
-        ended, out, err = client.finish(run, 300)
-        assert ended == 0, out + err
+    moved = 0
+    for process in runs:
+        run = Peer(*client.finish(process, 300))
+        assert (run.status, run.ok, run.mismatched) == (0, 200, 0), run.json
+        assert run.declined.keys() <= {"busy", "connect", "memory"}, run.json
+        moved += run.paths["write"] + run.paths["read"]
     done = changes(before)
-    assert done["ConnectionsMade"] == 1000, done
-    assert done["ConnectionsReused"] == 1000, done
-    assert "RequestsTcp" not in done, done
-    for _ in range(2000):
+    print(moved, done)
+    assert moved >= 1000, done
+    for entry in client.httpd.access(2000):
         client.tally.body(True, 20_000)
-    client.httpd.skip_access()
+        assert entry.status == "200", entry
     wait_for(60, ConnectionsOpenWrite=0, ConnectionsOpenRead=0)
+    client.fetch(SIZE, by="read", alone=False)
 
 
 # Nothing of this takes much of the processors, which all clients here share

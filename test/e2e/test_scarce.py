@@ -10,6 +10,7 @@ import pytest
 from content import differs
 from hosts import wait_until
 from httpd import conf
+from rawhttp import Connection
 from status import wait_for
 
 SIZE = 100_000
@@ -77,6 +78,9 @@ def test_too_little(client, limit, warm):
                                 if " lqpn " in line], 10, "it is taken apart")
     else:  # the first one of a child needs the most
         client.httpd.start(client.httpd.running)
+        with Connection(client.lab) as connection:  # when it is all there
+            assert connection.get(path).status == 200
+        client.httpd.access()
     child, = client.httpd.children()
     lift = limit(child, client.lab.env["SERVER_DEV"])
     try:
