@@ -1,14 +1,12 @@
 """Memory that has been read from, or was to be, and is used again: whatever a
 network still carries out of it, no client gets a wrong byte. Only a driver that
 sends from the pages themselves can show it."""
-import signal
 import time
 
 import pytest
 
 from clients import Peer
-from content import SEED
-from hosts import command, wait_until
+from hosts import command
 from httpd import conf
 from status import wait_for
 
@@ -90,73 +88,3 @@ def test_the_same_finds_memory_that_is_handed_on(client):
     """A module whose arenas go on to the next connection: there are wrong
     bytes, in bodies that their clients take for good."""
     assert overtaken(client).mismatched > 0
-
-
-# Stalls around a lease of a second, answers that come too late, ids that are
-# given up; each of them again and again, in turn.
-STALLS = """before-read@3=wait:900 before-read@5=wait:1050
-before-read@7=wait:1900 before-read@9=wait:2100 during-read@11=wait:950
-during-read@13=wait:2050 before-consumed@15=wait:1000 head@17=abort
-during-read@19=abort before-read@21=abort first-message@23=abort
-written-fin@25=wait:1000 before-consumed@27=abort head@29=reset-http
-during-read@31=disconnect before-consumed@33=disconnect
-before-read@35=wait:1000""".split()
-LOSSY = ("delay", "3ms", "2ms", "loss", "1%", "reorder", "5%")
-
-
-@pytest.mark.long
-@pytest.mark.driver("tuned")
-@pytest.mark.httpd(conf("""
-RdmaEnable On
-RdmaConnectTimeout 20
-RdmaTimeout 1s
-RdmaLeaseTimeout 1s
-RdmaIdleTimeout 1s
-RdmaMaxConnectionsPerClient 200
-ThreadsPerChild 48
-MaxRequestWorkers 48
-MaxSpareThreads 48
-"""))
-def test_no_wrong_byte(client):
-    """2000 bodies over a bad wire, with restarts of the server, of clients that
-    know each their own content."""
-    steps = [word for step in STALLS for word in ("--step", step)]
-    client.lab.netem(*LOSSY)
-    # Restarts while all are busy: children that are told again, workers that are
-    # not there yet.
-    client.httpd.expect(dict.fromkeys(
-        ["AH00045", "AH00046", "AH00484", "AH00485", "RDMA0056"]))
-    runs = []
-    try:
-        for number, (mode, seed) in enumerate(
-                (mode, seed) for mode in ("write", "read")
-                for seed in (SEED, OTHER)):
-            runs.append(start(
-                client, 150_000 + 7 * number, seed, *steps, "--clients", 10,
-                "--close", "--timeout", 20, "--progress", 3, "--retry",
-                mode=mode, requests=70))
-        restarts = 0
-        deadline = time.monotonic() + 500
-        while any(run.poll() is None for run in runs):
-            assert time.monotonic() < deadline, "no end"
-            time.sleep(4)
-            if restarts < 6:
-                how = (signal.SIGUSR1, signal.SIGHUP)[restarts % 2]
-                old = client.httpd.children()
-                client.httpd.process.send_signal(how)
-                wait_until(lambda: set(client.httpd.children()) - set(old),
-                           30, "a new generation")
-                restarts += 1
-        seen = [ended(client, run) for run in runs]
-    finally:
-        client.lab.netem()
-    client.httpd.skip_access()
-    assert all(run.mismatched == 0 for run in seen), [r.json for r in seen]
-    right = sum(run.ok for run in seen)
-    moved = sum(run.paths["write"] + run.paths["read"] for run in seen)
-    print(f"{right} bodies, {moved} by RDMA")
-    assert right >= 2000 and moved >= 1500, [r.json for r in seen]
-    for _ in range(moved):
-        client.tally.body(True, 150_000)
-    wait_for(20, LeasesOpen=0, StreamsOpen=0, ConnectionsOpenWrite=0,
-             ConnectionsOpenRead=0, ArenasOpen=0)
