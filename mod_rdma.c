@@ -139,13 +139,13 @@ static void allow_memory(apr_pool_t *p, server_rec *s, struct rlimit *limit)
                  kibibytes(p, memory));
 }
 
-/* Each connection has a descriptor, and httpd answers 403 and worse when it has
- * none. So half of them, which children inherit from here, are enough for all
+/* Each connection has two descriptors, and httpd answers 403 and worse when it has
+ * none. So half of them, which children inherit from here, have to do for all
  * connections; `connections` becomes what fits. */
 static void allow_descriptors(server_rec *s)
 {
     struct rlimit limit, more;
-    rlim_t need = 2 * (rlim_t)connections;
+    rlim_t need = 4 * (rlim_t)connections;
 
     if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= need) {
         return;
@@ -162,10 +162,10 @@ static void allow_descriptors(server_rec *s)
     if (setrlimit(RLIMIT_NOFILE, &more) == 0) {
         limit = more;
     }
-    connections = limit.rlim_cur > 2 ? (unsigned)(limit.rlim_cur / 2) : 1;
+    connections = limit.rlim_cur > 4 ? (unsigned)(limit.rlim_cur / 4) : 1;
     ap_log_error(APLOG_MARK, APLOG_WARNING, 0, s,
                  "RDMA0008: the limit of descriptors is %" APR_UINT64_T_FMT
-                 " and cannot be raised to twice RdmaMaxConnections: each "
+                 " and cannot be raised to four times RdmaMaxConnections: each "
                  "child has to do with %u connections. Set LimitNOFILE= in "
                  "httpd's systemd unit, or lower RdmaMaxConnections",
                  (apr_uint64_t)limit.rlim_cur, connections);
