@@ -104,28 +104,38 @@ static const char *kibibytes(apr_pool_t *p, rlim_t bytes)
                               (apr_uint64_t)(bytes / 1024));
 }
 
-/* The kernel counts registered memory against RLIMIT_MEMLOCK, some drivers even
- * for root. Children inherit what is set here; they themselves may not raise
- * it. *limit becomes what holds, `memory` what fits. */
-static void allow_memory(apr_pool_t *p, server_rec *s, struct rlimit *limit)
+/* Raise a limit, which children inherit from here: they themselves may not. 1, or
+ * 0: only as far as that is permitted. *limit becomes what holds. */
+static int raise_limit(int resource, rlim_t need, struct rlimit *limit)
 {
-    rlim_t need = (rlim_t)memory + MEMLOCK_MORE;
     struct rlimit more = *limit;
 
     if (limit->rlim_cur >= need) {
-        return;
+        return 1;
     }
     more.rlim_cur = need;
     if (more.rlim_max < need) {
         more.rlim_max = need;
     }
-    if (setrlimit(RLIMIT_MEMLOCK, &more) == 0) {
+    if (setrlimit(resource, &more) == 0) {
         *limit = more;
-        return;
+        return 1;
     }
     more.rlim_cur = more.rlim_max = limit->rlim_max;
-    if (setrlimit(RLIMIT_MEMLOCK, &more) == 0) {
+    if (setrlimit(resource, &more) == 0) {
         *limit = more;
+    }
+    return 0;
+}
+
+/* The kernel counts registered memory against RLIMIT_MEMLOCK, some drivers even
+ * for root. *limit becomes what holds, `memory` what fits. */
+static void allow_memory(apr_pool_t *p, server_rec *s, struct rlimit *limit)
+{
+    rlim_t need = (rlim_t)memory + MEMLOCK_MORE;
+
+    if (raise_limit(RLIMIT_MEMLOCK, need, limit)) {
+        return;
     }
     memory = (apr_size_t)(limit->rlim_cur > 2 * MEMLOCK_MORE
                               ? limit->rlim_cur - MEMLOCK_MORE
@@ -140,27 +150,15 @@ static void allow_memory(apr_pool_t *p, server_rec *s, struct rlimit *limit)
 }
 
 /* Each connection has two descriptors, and httpd answers 403 and worse when it has
- * none. So half of them, which children inherit from here, have to do for all
- * connections; `connections` becomes what fits. */
+ * none. So half of them have to do for all connections; `connections` becomes what
+ * fits. */
 static void allow_descriptors(server_rec *s)
 {
-    struct rlimit limit, more;
-    rlim_t need = 4 * (rlim_t)connections;
+    struct rlimit limit;
 
-    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur >= need) {
+    if (getrlimit(RLIMIT_NOFILE, &limit)
+        || raise_limit(RLIMIT_NOFILE, 4 * (rlim_t)connections, &limit)) {
         return;
-    }
-    more = limit;
-    more.rlim_cur = need;
-    if (more.rlim_max < need) {
-        more.rlim_max = need;
-    }
-    if (setrlimit(RLIMIT_NOFILE, &more) == 0) {
-        return;
-    }
-    more.rlim_cur = more.rlim_max = limit.rlim_max;
-    if (setrlimit(RLIMIT_NOFILE, &more) == 0) {
-        limit = more;
     }
     connections = limit.rlim_cur > 4 ? (unsigned)(limit.rlim_cur / 4) : 1;
     ap_log_error(APLOG_MARK, APLOG_WARNING, 0, s,
