@@ -217,6 +217,25 @@ static int within_limits(rdma_cache *cache, const client *who)
     return all < cache->conf.max_connections || evict(cache, NULL);
 }
 
+/* [cache locked] 1: a worker may wait for a connect to this client. One that did
+ * not answer last time has a single connect, and all of those together have half
+ * of the connectors; to queue for these would hold workers for nothing. */
+static int is_worth_waiting_for(const rdma_cache *cache, const client *who)
+{
+    const rdma_cache_slot *s;
+    unsigned all = 0;
+    unsigned own = 0;
+
+    for (s = cache->slots; s && who->suspect; s = s->next) {
+        if ((s->state == QUEUED || s->state == CONNECTING)
+            && s->ep->client->suspect) {
+            all++;
+            own += s->ep->client == who;
+        }
+    }
+    return own == 0 && all < RDMA_CACHE_SUSPECTS;
+}
+
 /* [cache locked] */
 static rdma_cache_slot *start_connect(rdma_cache *cache, endpoint *ep,
                                       const rdma_cache_target *t,
@@ -230,7 +249,8 @@ static rdma_cache_slot *start_connect(rdma_cache *cache, endpoint *ep,
         return NULL;
     }
     *why = RDMA_HDR_BUSY;
-    if (!within_limits(cache, ep->client)) {
+    if (!is_worth_waiting_for(cache, ep->client)
+        || !within_limits(cache, ep->client)) {
         return NULL;
     }
     slot = calloc(1, sizeof(*slot));

@@ -62,6 +62,7 @@ class Unreachable:
                 assert answer.status == 200
                 assert not differs(answer.body, size)
                 self.answers.append(declined(answer))
+                self._over.wait(0.3)
         except Exception as error:  # judged by the test
             self.wrong.append(error)
 

@@ -7,8 +7,10 @@
 #include "kit.h"
 
 #include <errno.h>
+#include <stdio.h>
 
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
+#define SUSPECTS 4 /* that are connected to at a time: half of the connectors */
 
 /* ---- memory ------------------------------------------------------------ */
 
@@ -198,44 +200,70 @@ END_TEST
 
 /* ---- black holes ------------------------------------------------------- */
 
-/* Clients that did not answer last time have one connector each, with whatever
- * endpoint they come; others need not wait for them. */
-START_TEST(suspects_have_one_connector)
+/* Clients that did not answer last time have one connect each, with whatever
+ * endpoint they come; nobody waits for it but who has asked for it. */
+START_TEST(suspects_have_one_connect)
 {
-    kit_work first[2], then[8];
-    kit_client *back;
-    rdma_conn_time start, rounds;
-    unsigned connects = 0;
+    static const char *const holes[2] = {"192.0.2.1", "192.0.2.2"};
+    kit_work w[2];
     unsigned i;
 
-    kit.conf.connect_timeout = 500 * KIT_MS;
+    kit.conf.connect_timeout = KIT_SECOND;
     kit_go();
-    kit_fall_in(&first[0], "192.0.2.1");
-    kit_fall_in(&first[1], "192.0.2.2");
-    kit_join(&first[0]);
-    kit_join(&first[1]);
+    kit_fall_in(&w[0], holes[0]);
+    kit_fall_in(&w[1], holes[1]);
+    kit_join(&w[0]);
+    kit_join(&w[1]);
     kit_await_slots(0);
-    start = rdma_conn_now();
-    for (i = 0; i < 8; i++) {
-        kit_fall_in(&then[i], i % 2 ? "192.0.2.1" : "192.0.2.2");
+    for (i = 0; i < 2; i++) {
+        kit_fall_in(&w[i], holes[i]);
+        kit_await_connect(w[i].client);
     }
-    kit_await_slots(8);
+    for (i = 0; i < 8; i++) {
+        kit_declined(kit_client_new(holes[i % 2]), RDMA_HDR_WRITE, 1, 1000,
+                     "acquire", RDMA_HDR_BUSY);
+    }
     kit_pass(kit_client_new("192.0.2.3"), RDMA_HDR_WRITE, 1, 1000);
-    /* One each at a time. */
-    rounds = 1 + (rdma_conn_now() - start) / kit.conf.connect_timeout;
-    for (i = 0; i < 8; i++) {
-        connects += fake_connects(kit_client_port(then[i].client));
-    }
-    ck_assert_uint_le(connects, 2 * (unsigned)rounds);
-    for (i = 0; i < 8; i++) {
-        kit_join(&then[i]);
-        ck_assert_str_eq(then[i].step, "wait");
+    kit_await_slots(3); /* the two hang all the while */
+    for (i = 0; i < 2; i++) {
+        kit_join(&w[i]);
+        ck_assert_str_eq(w[i].step, "wait");
+        ck_assert_int_eq(w[i].why, RDMA_HDR_CONNECT);
     }
     kit_await_slots(1);
-    back = first[0].client;
-    fake_route_to(kit_client_port(back), FAKE_NORMAL);
-    kit_age_back_off(back, RDMA_HDR_WRITE);
-    kit_pass(back, RDMA_HDR_WRITE, 2, 1000);
+    fake_route_to(kit_client_port(w[0].client), FAKE_NORMAL);
+    kit_age_back_off(w[0].client, RDMA_HDR_WRITE);
+    kit_pass(w[0].client, RDMA_HDR_WRITE, 2, 1000);
+    kit_pass(kit_client_new(holes[0]), RDMA_HDR_WRITE, 1, 1000);
+}
+END_TEST
+
+/* All of them together have half of the connectors. */
+START_TEST(suspects_have_half_of_the_connectors)
+{
+    kit_work w[SUSPECTS + 1];
+    char addr[sizeof(w) / sizeof(w[0])][16];
+    unsigned i;
+
+    kit.conf.connect_timeout = KIT_SECOND;
+    kit_go();
+    for (i = 0; i <= SUSPECTS; i++) {
+        snprintf(addr[i], sizeof(addr[i]), "192.0.2.%u", i + 1);
+        kit_fall_in(&w[i], addr[i]);
+    }
+    for (i = 0; i <= SUSPECTS; i++) {
+        kit_join(&w[i]);
+    }
+    kit_await_slots(0);
+    for (i = 0; i < SUSPECTS; i++) {
+        kit_fall_in(&w[i], addr[i]);
+        kit_await_connect(w[i].client);
+    }
+    kit_declined(kit_client_new(addr[i]), RDMA_HDR_WRITE, 1, 1000, "acquire",
+                 RDMA_HDR_BUSY);
+    for (i = 0; i < SUSPECTS; i++) {
+        kit_join(&w[i]);
+    }
 }
 END_TEST
 
@@ -346,7 +374,8 @@ static void add(Suite *s)
     tcase_add_test(t, deep_client_says_nothing);
     tcase_add_test(t, prepared_connection);
     t = kit_group(s, "black holes");
-    tcase_add_test(t, suspects_have_one_connector);
+    tcase_add_test(t, suspects_have_one_connect);
+    tcase_add_test(t, suspects_have_half_of_the_connectors);
     tcase_add_test(t, queue_outlasts_a_connect);
     tcase_add_test(t, back_off_doubles);
     t = kit_group(s, "devices");
