@@ -325,6 +325,8 @@ static void child_stopping(apr_pool_t *pchild, int graceful)
 
 static void register_hooks(apr_pool_t *p)
 {
+    static const char *const forensic[] = {"mod_log_forensic.c", NULL};
+
     (void)p;
     rdma_filter_register();
     ap_hook_post_config(post_config, NULL, NULL, APR_HOOK_MIDDLE);
@@ -334,6 +336,9 @@ static void register_hooks(apr_pool_t *p)
     ap_hook_child_stopping(child_stopping, NULL, NULL, APR_HOOK_MIDDLE);
     ap_hook_child_status(rdma_status_child_status, NULL, NULL,
                          APR_HOOK_MIDDLE);
+    /* Before anybody writes the request's fields down. */
+    ap_hook_post_read_request(rdma_request_post_read, NULL, forensic,
+                              APR_HOOK_REALLY_FIRST);
     /* headers_in is complete and nobody has decided anything. */
     ap_hook_post_read_request(rdma_filter_post_read, NULL, NULL, APR_HOOK_LAST);
     /* Access has been checked, no content has been made. */

@@ -250,6 +250,17 @@ static apr_status_t pass_over_tcp(ap_filter_t *f, rdma_filter_body *b,
     why = rdma_request_abandon(b->q, why, RDMA_HDR_ABORT_CONTENT);
     rdma_content_reset(&b->content);
     rdma_request_decline(b->q, f->r, why);
+    if (why == RDMA_HDR_FAILED && rdma_response_is_refused(f->r)) {
+        /* httpd would send a head of its own, without our field. */
+        ap_log_rerror(APLOG_MARK, APLOG_INFO, 0, f->r,
+                      "RDMA0023: httpd will not send the head that says that "
+                      "RDMA has failed: the connection is cut");
+        drop_all(b, bb);
+        f->r->connection->keepalive = AP_CONN_CLOSE;
+        f->r->connection->aborted = 1;
+        ap_remove_output_filter(f);
+        return APR_ECONNABORTED;
+    }
     return pass_kept(f, b, bb);
 }
 
@@ -315,6 +326,9 @@ static apr_status_t cut(ap_filter_t *f, rdma_filter_body *b,
     if (!find(r, "http_header")) { /* else nobody has seen a head to doubt */
         rdma_response_append_error(r, bb, HTTP_BAD_GATEWAY);
         ap_pass_brigade(f->next, bb);
+        /* Whatever httpd or the content's source still writes, as an error
+         * page, is not framed any more: nothing of it is sent. */
+        r->connection->aborted = 1;
     }
     return APR_ECONNABORTED;
 }
@@ -512,7 +526,7 @@ static apr_status_t stream_on(ap_filter_t *f, rdma_filter_body *b,
  * error page made, or sent elsewhere. Also if it is the answer to our head. */
 static int is_another(const rdma_filter_body *b, const request_rec *r)
 {
-    return b->heading
+    return (b->heading && !b->refused)
            || (b->r && !b->streaming
                && (b->r != r
                    || (b->fields != r->headers_out && b->status != r->status)));

@@ -109,14 +109,14 @@ static apr_status_t end(void *qv)
 rdma_request *rdma_request_read(request_rec *r)
 {
     const char *field = apr_table_get(r->headers_in, RDMA_HDR_FIELD);
-    rdma_request *q;
+    rdma_request *q = ap_get_module_config(r->request_config, &rdma_module);
 
     /* Also of a redirect: its first request may have failed before it came
      * here, as one without Host does. */
-    if (!field || !strip(r) || r->main || r->prev || r->connection->master
-        || r->proto_num != HTTP_VERSION(1, 1) || r->method_number != M_GET
-        || r->header_only) {
-        return NULL;
+    if (!field || !strip(r) || q || r->main || r->prev
+        || r->connection->master || r->proto_num != HTTP_VERSION(1, 1)
+        || r->method_number != M_GET || r->header_only) {
+        return q;
     }
     rdma_count_add(RDMA_COUNT_RequestsAsked, 1);
     q = apr_pcalloc(r->pool, sizeof(*q));
@@ -521,6 +521,12 @@ void rdma_request_decline(rdma_request *q, request_rec *r,
                   "RDMA0015: id %u: over TCP, declined=%s", head.id, name);
 }
 
+int rdma_request_post_read(request_rec *r)
+{
+    (void)rdma_request_read(r);
+    return DECLINED;
+}
+
 int rdma_request_fixups(request_rec *r)
 {
     if (rdma_request_of(r)) {
@@ -533,6 +539,8 @@ int rdma_request_logged(request_rec *r)
 {
     rdma_request *q = rdma_request_of(r);
 
+    /* That of a request which failed before we saw it. */
+    apr_table_unset(r->headers_in, RDMA_HDR_FIELD);
     if (q && q->declined) {
         while (r->next) {
             r = r->next;

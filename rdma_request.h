@@ -31,8 +31,12 @@ typedef struct rdma_request rdma_request;
 void rdma_request_engine_set(rdma_cache *engine);
 
 /* Take the field out of r->headers_in, and its nomination. Returns NULL when
- * there is none, or none that counts here: then the response has none. */
+ * there is none, or none that counts here: then the response has none. The same
+ * again when it has been taken before. */
 rdma_request *rdma_request_read(request_rec *r);
+
+/* The same as a hook. */
+int rdma_request_post_read(request_rec *r);
 /* The one that r, a later request of the chain or a subrequest, belongs to, or
  * NULL. */
 rdma_request *rdma_request_of(request_rec *r);

@@ -61,6 +61,19 @@ apr_off_t rdma_response_length(request_rec *r, apr_bucket_brigade *bb)
     return RDMA_CONTENT_UNKNOWN;
 }
 
+static int is_field(void *baton, const char *name, const char *value)
+{
+    (void)baton;
+    return *name && !*ap_scan_http_token(name)
+           && !*ap_scan_http_field_content(value);
+}
+
+int rdma_response_is_refused(const request_rec *r)
+{
+    return !apr_table_do(is_field, NULL, r->headers_out, NULL)
+           || !apr_table_do(is_field, NULL, r->err_headers_out, NULL);
+}
+
 int rdma_response_has_foreign_filter(const ap_filter_t *ours)
 {
     static const char *const known[] = {"http_header", "http_outerror",

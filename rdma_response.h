@@ -31,6 +31,10 @@ int rdma_response_is_without_field(request_rec *r, apr_off_t length);
 
 int rdma_response_has_eos(apr_bucket_brigade *bb);
 
+/* 1 if httpd will not send this head, for a field that is none: it would make
+ * another, and if that is refused too, one that has no fields. */
+int rdma_response_is_refused(const request_rec *r);
+
 /* What is left of a brigade when its body has gone another way. */
 void rdma_response_drop_data(apr_bucket_brigade *bb);
 

@@ -204,6 +204,12 @@ _row(G, "a head that httpd refuses (500)", f"/refused{FILE}", status=500,
 _row(G, "the head of a stream that httpd refuses (500)",
      f"/refused/{LONG}.bin", status=500, holds=b"Internal Server Error",
      tcp="RDMA is over when httpd does", declined="failed")
+_row(G, "the same, with an error page in parts", f"/refused/own{FILE}",
+     status=500, holds=b"first\na part\n", tcp="RDMA is over when httpd does",
+     declined="failed")
+_row(G, "the same of a stream", f"/refused/own/{LONG}.bin", status=500,
+     holds=b"first\na part\n", tcp="RDMA is over when httpd does",
+     declined="failed")
 _row(G, "redirect of a directory (301)", "/index", status=301,
      shows={"Location": "http://server/index/"})
 _row(G, "Redirect (mod_alias)", "/redirected", status=302,

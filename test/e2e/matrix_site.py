@@ -38,7 +38,7 @@ USER = base64.b64encode(b"user:secret").decode()
 
 FOLDERS = """. acted asis basic bounded chosen dav digest edited expiring fallback
 headed headed/digest included index kept limited listed lua maps php
-programs recoded refused remote rewritten second sendfile small split squeezed/brotli
+programs recoded refused refused/own remote rewritten second sendfile small split squeezed/brotli
 squeezed/gzip substituted typed unmapped upper views accessible
 buffered""".split()
 
@@ -248,6 +248,12 @@ Redirect /redirected http://server:8080{FILE}
 <Location /refused>
     Header set X-Control "a\x01b"
 </Location>
+<Location /refused/own>
+    ErrorDocument 500 /included/error.shtml
+</Location>
+<Location /included/error.shtml>
+    RdmaMinSize 64K
+</Location>
 <Location /remote>
     Require ip 192.0.2.7
 </Location>
@@ -375,11 +381,11 @@ def build(site):
     for folder in ("", "sendfile", "unmapped", "headed", "headed/digest", "expiring",
                    "limited", "small", "dav", "basic", "digest",
                    "accessible", "second", "remote", "buffered", "bounded",
-                   "refused"):
+                   "refused", "refused/own"):
         (root / folder / f"{SIZE}.bin").write_bytes(body)
     for name in ("mapped", "opened"):
         (root / "kept" / f"{name}.bin").write_bytes(body)
-    for folder in ("", "refused"):
+    for folder in ("", "refused", "refused/own"):
         (root / folder / f"{LONG}.bin").write_bytes(make(LONG))
     (root / "index/index.html").write_bytes(body)
     (root / "packed.bin.gz").write_bytes(body)
@@ -411,6 +417,8 @@ def build(site):
         "Content-Type: text/plain\nTransfer-Encoding: chunked\n\n"
         "5\r\ncoded\r\n0\r\n\r\n")
     (root / "accessible/.htaccess").write_text("RdmaEnable On\n")
+    (root / "included/error.shtml").write_text(
+        "first\n" + '<!--#include virtual="part.txt" -->' * 3 + "last\n")
     (root / "included/part.txt").write_text("a part\n")
     (root / "included/page.shtml").write_text(
         '<!--#include virtual="part.txt" --><!--#echo var="HTTP_HOST" -->\n'

@@ -9,7 +9,8 @@ import pytest
 import relays
 from clients import Peer
 from hosts import wait_until
-from httpd import PORT, conf
+from httpd import MODULES, PORT, conf
+from rawhttp import Connection, get_all
 from status import status, wait_for
 
 SIZE = 3_000_000
@@ -134,6 +135,84 @@ def test_the_cut_shows_in_http(client, mode):
     head, _, rest = tap.answer.partition(b"\r\n\r\n")
     assert b"\r\ntransfer-encoding: chunked" in head.lower(), tap.answer
     assert rest == b"", tap.answer
+    client.httpd.access()
+    quiet()
+
+
+def lua(client):
+    """A program in httpd that does not look at what becomes of its words."""
+    return client.site.text("deaf.lua", f"""
+function handle(r)
+    r.content_type = "application/octet-stream"
+    for i = 1, {SIZE // 1000} do
+        r:write(("x"):rep(1000))
+    end
+    return apache2.OK
+end
+""")
+
+
+def cached(client):
+    """A file that mod_cache has, which makes an error page when it fails."""
+    path = client.site.file(SIZE, "kept")
+    with Connection(client.lab) as connection:
+        for hit in ("MISS", "HIT"):
+            answer = connection.get(path, None, connection=None)
+            assert get_all(answer, "X-Cache")[0].startswith(hit), answer.fields
+    client.httpd.access(2)
+    return path
+
+
+@pytest.mark.httpd(CONF.text + f"""
+LoadModule lua_module {MODULES}/mod_lua.so
+LoadModule cache_module {MODULES}/mod_cache.so
+LoadModule cache_disk_module {MODULES}/mod_cache_disk.so
+AddHandler lua-script .lua
+CacheRoot SITE/kept-var
+CacheMaxFileSize 10000000
+CacheHeader on
+CacheEnable disk /kept
+""")
+@MODES
+@pytest.mark.parametrize("source", [lua, cached])
+def test_nothing_follows_the_cut(client, mode, source):
+    """Whoever made the body, or httpd, would say more."""
+    (client.site.root / "kept-var").mkdir(exist_ok=True)
+    (client.site.root / "kept-var").chmod(0o777)
+    path = source(client)
+    with relays.Tap(client.lab, (client.lab.server(), PORT)) as tap:
+        run = client.peer([path], "--window", WINDOW, "--server", tap.address,
+                          "--no-address-check", "--step",
+                          "first-message=disconnect", mode=mode, verify=None)
+        assert tap.ended.wait(10)
+    body, = run.details
+    assert (body["status"], body["result"]) == (200, "failed"), run.json
+    head, _, rest = tap.answer.partition(b"\r\n\r\n")
+    assert b"\r\ntransfer-encoding: chunked" in head.lower(), tap.answer
+    assert rest == b"", tap.answer
+    client.httpd.access()
+    quiet()
+
+
+@pytest.mark.httpd(CONF.text + f"""
+LoadModule headers_module {MODULES}/mod_headers.so
+<Location /bad>
+    Header always set X-Control "a\x01b"
+</Location>
+""")
+@MODES
+@pytest.mark.parametrize("size", [100_000, SIZE], ids=["whole", "stream"])
+def test_no_head_can_be_sent(client, mode, size):
+    """httpd refuses each; then there is none, and not one without our field."""
+    client.httpd.expect({"AH02430": None})
+    with relays.Tap(client.lab, (client.lab.server(), PORT)) as tap:
+        run = client.peer([client.site.file(size, "bad")], "--window",
+                          WINDOW if size == SIZE else size, "--server",
+                          tap.address, "--no-address-check", mode=mode)
+        assert tap.ended.wait(10)
+    body, = run.details
+    assert body["result"] == "failed", run.json
+    assert tap.answer == b""
     client.httpd.access()
     quiet()
 

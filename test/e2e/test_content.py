@@ -125,6 +125,26 @@ def test_answers_before_the_request_was_read(client, status, line, fields):
     client.httpd.skip_access()
 
 
+@pytest.mark.httpd(CONF + """
+LoadModule log_forensic_module /usr/lib/apache2/modules/mod_log_forensic.so
+ForensicLog forensic.log
+LogFormat "%r %{RDMA}i" fields
+CustomLog fields.log fields
+""")
+def test_no_log_has_the_token(client):
+    """Not even one that has all fields, or that of a request which failed early."""
+    client.httpd.expect({"AH01270": None})
+    environment(client)
+    path = client.site.file(50_000)
+    assert answered(client, f"GET {path} HTTP/1.1", "Host: server")[0] == 200
+    assert answered(client, f"GET {path}?early HTTP/1.1")[0] == 400
+    client.httpd.access(2)
+    for name in ("forensic.log", "fields.log"):
+        text = (client.httpd.root / name).read_text()
+        assert f"GET {path} HTTP/1.1" in text, text
+        assert SECRET not in text, text
+
+
 def test_an_interim_status_as_the_final_one(client):
     """httpd ends its answer with it."""
     path = program(client, "switches", "echo Status: 101 Switching Protocols; "
