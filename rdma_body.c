@@ -298,6 +298,9 @@ char *rdma_body_space(rdma_body *b, size_t *room)
     if (at && *room > left) {
         *room = (size_t)left;
     }
+    if (at) {
+        b->lent = b->filled + *room;
+    }
     return at;
 }
 

@@ -58,6 +58,7 @@ struct rdma_body {
     /* the worker's */
     uint64_t committed; /* bytes that it has delivered */
     size_t filled;      /* of them in the current block or part */
+    size_t lent; /* of that one: what it may have filled, until announced */
     unsigned current;
     int thrifty;  /* memory is short: less will do */
     int streamed; /* through a ring or a chain, the head goes first */

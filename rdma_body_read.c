@@ -12,13 +12,14 @@
 #define PART_LEN ((size_t)512 * 1024) /* bytes, of a stream */
 #define PART_MIN ((size_t)64 * 1024)  /* when memory is short */
 
-/* What was never offered is not to be read, although the arena still can. */
+/* What was never offered is not to be read, although the arena still can: the
+ * worker may have filled all that was lent, and committed nothing of it. */
 static void give_back(rdma_body *b)
 {
     unsigned i;
 
-    if (b->nparts > 0 && b->filled > 0 && b->committed > b->announced) {
-        memset(b->parts[b->current].at.mem.base, 0, b->filled);
+    if (b->lent > 0) {
+        memset(b->parts[b->current].at.mem.base, 0, b->lent);
     }
     for (i = 0; i < b->nparts; i++) {
         rdma_arenas_give(b->set->arenas, &b->parts[i].at);
@@ -102,7 +103,7 @@ static void next_part(rdma_body *b)
 {
     b->parts[b->current].end = b->announced = b->committed;
     b->current = (b->current + 1) % b->nparts;
-    b->filled = 0;
+    b->filled = b->lent = 0;
 }
 
 /* [locked] Announce what the current part holds. */
@@ -174,6 +175,7 @@ static int finish(rdma_body *b)
     }
     if (!b->head_out) { /* all of it lies in one part: the head is our fin */
         b->announced = b->committed;
+        b->lent = 0;
         rdma_body_said(b, "lease");
         return 0;
     }

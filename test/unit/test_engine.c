@@ -87,6 +87,31 @@ START_TEST(part_shows_nothing_of_the_one_before)
 }
 END_TEST
 
+/* A handler has filled it, fails, and has committed nothing, or a part of it. */
+START_TEST(part_shows_nothing_that_was_not_offered)
+{
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_request(c, RDMA_HDR_READ, 1, 8192);
+    size_t room;
+    size_t i;
+    char *at;
+
+    kit_start(&w, _i ? 1000 : 0);
+    at = rdma_body_space(w.body, &room);
+    ck_assert_ptr_nonnull(at);
+    memset(at, 1, room);
+    kit_abandon(&w, RDMA_HDR_ABORT_CONTENT);
+    w = kit_lease(c, RDMA_HDR_READ, 2, 10);
+    w.head.len = 8192;
+    memset(c->sink.base, 1, 8192);
+    ck_assert_int_eq(kit_read(kit_client_conn(c, 0), &w.head, 0), 0);
+    for (i = 10; i < 8192; i++) {
+        ck_assert_int_eq(c->sink.base[i], 0);
+    }
+    kit_say(kit_client_conn(c, 0), RDMA_HDR_CONSUMED, 2, 10, RDMA_HDR_FIN);
+}
+END_TEST
+
 START_TEST(hundred_requests_one_connection)
 {
     kit_client *c;
@@ -437,6 +462,7 @@ static void add(Suite *s)
     tcase_add_test(t, whole_body_by_read);
     tcase_add_loop_test(t, body_filled_in_crumbs, 0, 2);
     tcase_add_test(t, part_shows_nothing_of_the_one_before);
+    tcase_add_loop_test(t, part_shows_nothing_that_was_not_offered, 0, 2);
     tcase_add_loop_test(t, hundred_requests_one_connection, 0, 2);
     tcase_add_loop_test(t, eight_workers_one_connection, 0, 2);
     tcase_add_test(t, more_writes_than_fit);
