@@ -202,8 +202,8 @@ void *rdma_connector_main(void *cache);
 
 /* Of rdma_conn_conf; the baton is a slot, which uses the device from now on. */
 struct ibv_comp_channel *rdma_device_channel(void *baton,
-                                             struct ibv_context *context);
-struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context);
+                                             struct rdma_cm_id *id);
+struct ibv_pd *rdma_device_domain(void *baton, struct rdma_cm_id *id);
 /* The pool that the domain came with, or NULL. */
 rdma_mem_pool *rdma_device_pool(rdma_cache_slot *slot);
 /* The slot has no connection any more. */

@@ -111,15 +111,14 @@ typedef struct rdma_conn_conf {
     rdma_hdr_kind kind;
     unsigned depth; /* 0: RDMA_CONN_DEPTH */
     rdma_mem *mem;  /* pays for the slots; outlives the connection */
-    /* The protection domain to use on this device: called when the device is
+    /* The protection domain to use on the id's device: called when the device is
      * known. NULL function: the connection allocates one of its own, and frees
      * it when destroyed (read kind at the server). A NULL domain returned:
      * RDMA_CONN_CAUSE_RESOURCES. */
-    struct ibv_pd *(*domain)(void *baton, struct ibv_context *device);
-    /* The channel for receive completions on this device; non-blocking,
+    struct ibv_pd *(*domain)(void *baton, struct rdma_cm_id *id);
+    /* The channel for receive completions on that device; non-blocking,
      * borrowed. Its events carry the rdma_conn as context. */
-    struct ibv_comp_channel *(*channel)(void *baton,
-                                        struct ibv_context *device);
+    struct ibv_comp_channel *(*channel)(void *baton, struct rdma_cm_id *id);
     int own_send_channel; /* 1: rdma_conn_wait(); 0: shares channel() */
     int hang_up_later;    /* 1: the owner has a thread that hangs up after
                            * closed(), and destroys; 0: rdma_conn_close() hangs

@@ -168,12 +168,12 @@ static int make(rdma_conn *c, const rdma_conn_conf *conf,
 
     errno = 0;
     c->own_pd = !conf->domain;
-    c->pd = conf->domain ? conf->domain(conf->baton, c->id->verbs)
+    c->pd = conf->domain ? conf->domain(conf->baton, c->id)
                          : ibv_alloc_pd(c->id->verbs);
     if (!c->pd) {
         return resources(why, "ibv_alloc_pd");
     }
-    channel = conf->channel(conf->baton, c->id->verbs);
+    channel = conf->channel(conf->baton, c->id);
     if (!channel) {
         return resources(why, "ibv_create_comp_channel");
     }

@@ -14,26 +14,25 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A CM id bound to the device that hears of its removal. Without one (no port
- * left) the device is let go of when this child ends. */
-static struct rdma_cm_id *make_watch(rdma_cache *cache,
-                                     const struct sockaddr_storage *local,
-                                     const struct ibv_context *context)
+/* To the device that a connecting id was resolved to: by that one's address, since
+ * the one that the caller gave may be the wildcard, which leads to no device. */
+static int bind_watch(rdma_cache *cache, struct rdma_cm_id *watch,
+                      struct rdma_cm_id *id)
 {
-    struct sockaddr_storage addr = *local;
-    struct rdma_cm_id *id;
+    struct rdma_addr at = id->route.addr;
 
-    if (rdma_create_id(cache->events, &id, NULL, RDMA_PS_TCP)) {
-        return NULL;
+    at.src_sin.sin_port = 0; /* any; IPv6 has it in the same place */
+    if (rdma_bind_addr(watch, &at.src_addr) == 0) {
+        if (watch->verbs == id->verbs) {
+            return 0;
+        }
+        errno = ENODEV;
     }
-    if (rdma_bind_addr(id, (struct sockaddr *)&addr) || id->verbs != context) {
-        rdma_cache_say(cache, LEVEL_DEBUG, MSG_DEVICE,
-                       "the removal of a device cannot be watched: %s",
-                       strerror(errno));
-        rdma_destroy_id(id);
-        return NULL;
-    }
-    return id;
+    rdma_cache_say(cache, LEVEL_DEBUG, MSG_DEVICE,
+                   "the removal of %s cannot be watched: %s",
+                   ibv_get_device_name(id->verbs->device),
+                   strerror(errno));
+    return -1;
 }
 
 /* [device_lock] The entry of a device, or (NULL) a free one. */
@@ -49,43 +48,53 @@ static device *find(rdma_cache *cache, const struct ibv_context *context)
     return NULL;
 }
 
-/* [device_lock] NULL: no resources, or too many devices. */
-static device *add(rdma_cache_slot *slot, struct ibv_context *context)
+/* [device_lock] The one of this id, with a watch: librdmacm frees the context when
+ * the device has gone and no id refers to it. NULL: no resources, or too many
+ * devices; *unwanted, if any, is to be destroyed. */
+static device *add(rdma_cache *cache, struct rdma_cm_id *id,
+                   struct rdma_cm_id **unwanted)
 {
-    device *d = find(slot->cache, NULL);
+    device *d = find(cache, NULL);
     struct ibv_comp_channel *channel = NULL;
+    struct rdma_cm_id *watch;
 
-    if (d) {
-        channel = ibv_create_comp_channel(context);
+    if (!d || rdma_create_id(cache->events, &watch, NULL, RDMA_PS_TCP)) {
+        return NULL;
+    }
+    if (bind_watch(cache, watch, id) == 0) {
+        channel = ibv_create_comp_channel(id->verbs);
     }
     if (!channel || fcntl(channel->fd, F_SETFL, O_NONBLOCK)) {
         if (channel) {
             ibv_destroy_comp_channel(channel);
         }
+        *unwanted = watch;
         return NULL;
     }
-    d->context = context;
+    d->context = id->verbs;
     d->channel = channel;
-    d->guard = rdma_siw_guard(context);
-    d->watch = make_watch(slot->cache, &slot->local, context);
-    rdma_cache_wake(slot->cache); /* one more channel to listen to */
+    d->guard = rdma_siw_guard(id->verbs);
+    d->watch = watch;
+    rdma_cache_wake(cache); /* one more channel to listen to */
     return d;
 }
 
-/* [device_lock] A slot's connector may meet another device when it tries
- * again. The first slot's address may have been none to watch by. */
-static device *use(rdma_cache_slot *slot, struct ibv_context *context)
+/* The slot uses the device of its id, which may be another one when its connector
+ * tries again. NULL with errno: as above, or it is being removed. */
+static device *use(rdma_cache_slot *slot, struct rdma_cm_id *id)
 {
-    device *d = find(slot->cache, context);
+    rdma_cache *cache = slot->cache;
+    struct rdma_cm_id *unwanted = NULL;
+    device *d;
+    int error;
 
+    pthread_mutex_lock(&cache->device_lock);
+    d = find(cache, id->verbs);
     if (!d) {
-        d = add(slot, context);
+        d = add(cache, id, &unwanted);
     }
     else if (d->removed) {
         d = NULL;
-    }
-    else if (!d->watch) {
-        d->watch = make_watch(slot->cache, &slot->local, context);
     }
     if (d != slot->device) {
         if (slot->device) {
@@ -96,6 +105,12 @@ static device *use(rdma_cache_slot *slot, struct ibv_context *context)
         }
         slot->device = d;
     }
+    error = errno;
+    pthread_mutex_unlock(&cache->device_lock);
+    if (unwanted) { /* waits for an ack, and who acks may wait for the lock */
+        rdma_destroy_id(unwanted);
+    }
+    errno = error;
     return d;
 }
 
@@ -109,15 +124,10 @@ void rdma_device_unuse(rdma_cache_slot *slot)
     pthread_mutex_unlock(&slot->cache->device_lock);
 }
 
-struct ibv_comp_channel *rdma_device_channel(void *baton,
-                                             struct ibv_context *context)
+struct ibv_comp_channel *rdma_device_channel(void *baton, struct rdma_cm_id *id)
 {
-    rdma_cache_slot *slot = baton;
-    device *d;
+    const device *d = use(baton, id);
 
-    pthread_mutex_lock(&slot->cache->device_lock);
-    d = use(slot, context);
-    pthread_mutex_unlock(&slot->cache->device_lock);
     return d ? d->channel : NULL;
 }
 
@@ -161,29 +171,27 @@ static void make_pool(rdma_cache *cache, device *d)
 /* The write kind's domain with its pool: registered by a connector thread when
  * the first client comes, never by a worker. Half of the budget, which nobody
  * else can have before; the read kind's arenas have the other half. */
-struct ibv_pd *rdma_device_domain(void *baton, struct ibv_context *context)
+struct ibv_pd *rdma_device_domain(void *baton, struct rdma_cm_id *id)
 {
     rdma_cache_slot *slot = baton;
     rdma_cache *cache = slot->cache;
-    struct ibv_pd *pd = NULL;
-    device *d;
+    device *d = use(slot, id);
 
-    pthread_mutex_lock(&cache->device_lock);
-    d = use(slot, context);
-    if (d && !d->pd) {
-        d->pd = ibv_alloc_pd(context);
+    if (!d) {
+        return NULL;
     }
-    while (d && d->pool_coming) {
+    pthread_mutex_lock(&cache->device_lock);
+    if (!d->pd) {
+        d->pd = ibv_alloc_pd(id->verbs);
+    }
+    while (d->pool_coming) {
         pthread_cond_wait(&cache->pool_came, &cache->device_lock);
     }
-    if (d && d->pd && !d->pool) {
+    if (d->pd && !d->pool) {
         make_pool(cache, d);
     }
-    if (d) {
-        pd = d->pd;
-    }
     pthread_mutex_unlock(&cache->device_lock);
-    return pd;
+    return d->pd;
 }
 
 rdma_mem_pool *rdma_device_pool(rdma_cache_slot *slot)
@@ -272,24 +280,6 @@ device *rdma_device_next_removed(rdma_cache *cache)
     return d;
 }
 
-static void release(rdma_cache *cache, device *d)
-{
-    if (d->pool) {
-        rdma_mem_pool_destroy(d->pool);
-        rdma_mem_reserve(cache->mem, cache->conf.memory / 2);
-    }
-    if (d->pd) {
-        ibv_dealloc_pd(d->pd);
-    }
-    ibv_destroy_comp_channel(d->channel);
-    if (d->guard) {
-        ibv_destroy_cq(d->guard);
-    }
-    if (d->watch) {
-        rdma_destroy_id(d->watch);
-    }
-}
-
 /* The context belongs to librdmacm, which closes it when it next has reason to
  * look at the list of devices, or never (if there is none any more); and having it
  * look, with rdma_get_devices(), opens all other devices and may confuse it
@@ -308,10 +298,30 @@ static void let_go(const struct ibv_context *context)
     }
 }
 
+static void release(rdma_cache *cache, device *d)
+{
+    if (d->pool) {
+        rdma_mem_pool_destroy(d->pool);
+        rdma_mem_reserve(cache->mem, cache->conf.memory / 2);
+    }
+    if (d->pd) {
+        ibv_dealloc_pd(d->pd);
+    }
+    ibv_destroy_comp_channel(d->channel);
+    if (d->guard) {
+        ibv_destroy_cq(d->guard);
+    }
+    /* While the watch holds the context: after it, librdmacm may have freed that,
+     * and its descriptors may be somebody else's. */
+    if (d->removed) {
+        let_go(d->context);
+    }
+    rdma_destroy_id(d->watch);
+}
+
 void rdma_device_free(rdma_cache *cache, device *d)
 {
     release(cache, d);
-    let_go(d->context);
     /* Not before: until here it is one that is removed, and not to be used. */
     pthread_mutex_lock(&cache->device_lock);
     memset(d, 0, sizeof(*d));

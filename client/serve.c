@@ -115,18 +115,18 @@ static void word_done(rdma_conn_wr *wr, rdma_conn *c, int ok)
 
 /* ---- accepting --------------------------------------------------------- */
 
-static struct ibv_pd *domain(void *baton, struct ibv_context *device)
+static struct ibv_pd *domain(void *baton, struct rdma_cm_id *id)
 {
     const rdmahttp_peer *peer = baton;
 
-    return device == peer->ep->pd->context ? peer->ep->pd : NULL;
+    return id->verbs == peer->ep->pd->context ? peer->ep->pd : NULL;
 }
 
-static struct ibv_comp_channel *channel(void *baton, struct ibv_context *device)
+static struct ibv_comp_channel *channel(void *baton, struct rdma_cm_id *id)
 {
     const rdmahttp_peer *peer = baton;
 
-    (void)device;
+    (void)id;
     return peer->ep->channel;
 }
 

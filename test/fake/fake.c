@@ -108,6 +108,8 @@ void fake_start(void)
     fake.memlock = 0;
     fake.refuse_dead_posts = 0;
     memset(routes, 0, sizeof(routes));
+    fake_context.cmd_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    fake_context.async_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
     if (pthread_create(&fake.wire, NULL, fake_wire_main, NULL)) {
@@ -144,6 +146,8 @@ unsigned fake_stop(void)
         fake_unlock();
         pthread_join(fake.wire, NULL);
         fake.running = 0;
+        close(fake_context.cmd_fd);
+        close(fake_context.async_fd);
     }
     return fake_open_objects();
 }
@@ -260,6 +264,12 @@ void fake_kill(struct rdma_cm_id *id)
     fake_lock();
     fake_cut((fake_id *)id, 1, 1);
     fake_unlock();
+}
+
+int fake_is_let_go_of(void)
+{
+    return (fcntl(fake_context.cmd_fd, F_GETFL) & O_PATH)
+           && (fcntl(fake_context.async_fd, F_GETFL) & O_PATH);
 }
 
 void fake_refuse_dead_posts(int on)

@@ -68,6 +68,8 @@ void fake_kill(struct rdma_cm_id *id);
 /* The device is about to be removed: every connection and every id that is bound
  * to it hears of it. It is there again at once. */
 void fake_remove_device(void);
+/* 1: the descriptors of the device refer to nothing. */
+int fake_is_let_go_of(void);
 /* 1: posts to a QP in error fail with ENOTCONN; 0: the seed decides whether
  * they fail, are flushed, both, or never complete. */
 void fake_refuse_dead_posts(int on);

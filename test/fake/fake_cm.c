@@ -65,6 +65,13 @@ static void copy_addr(struct sockaddr_storage *to, const struct sockaddr *from)
                                        : sizeof(struct sockaddr_in));
 }
 
+/* 1: the address of no device. */
+static int is_wildcard(const struct rdma_addr *a)
+{
+    return a->src_addr.sa_family == AF_INET
+           && a->src_sin.sin_addr.s_addr == INADDR_ANY;
+}
+
 /* ---- event channels ---------------------------------------------------- */
 
 struct rdma_event_channel *rdma_create_event_channel(void)
@@ -344,6 +351,7 @@ int rdma_destroy_id(struct rdma_cm_id *rid)
 {
     fake_id *id = (fake_id *)rid;
 
+    fake_trip("rdma_destroy_id"); /* it cannot fail */
     fake_lock();
     if (rid->qp) {
         fake_fault("rdma_destroy_id: it has a QP");
@@ -406,7 +414,7 @@ int rdma_bind_addr(struct rdma_cm_id *rid, struct sockaddr *addr)
 
         in->sin_port = htons((uint16_t)(20000 + fake.port++));
     }
-    rid->verbs = &fake_context;
+    rid->verbs = is_wildcard(&rid->route.addr) ? NULL : &fake_context;
     fake_unlock();
     return 0;
 }
@@ -486,6 +494,9 @@ int rdma_resolve_addr(struct rdma_cm_id *rid, struct sockaddr *src,
     if (route != FAKE_NO_DEVICE) {
         if (src) {
             copy_addr(&rid->route.addr.src_storage, src);
+        }
+        if (is_wildcard(&rid->route.addr)) {
+            rid->route.addr.src_sin.sin_addr.s_addr = htonl(FAKE_ADDR);
         }
         copy_addr(&rid->route.addr.dst_storage, dst);
         ((fake_id *)rid)->state = CM_RESOLVED;

@@ -138,6 +138,7 @@ typedef struct fake_world {
 } fake_world;
 
 extern fake_world fake;
+#define FAKE_ADDR 0xc00002feu /* 192.0.2.254: of the device */
 extern struct ibv_context fake_context;
 
 void fake_lock(void);

@@ -112,16 +112,16 @@ static const rdma_conn_handler handler = {.message = client_message,
                                           .opened = client_opened,
                                           .closed = client_closed};
 
-static struct ibv_pd *client_domain(void *baton, struct ibv_context *device)
+static struct ibv_pd *client_domain(void *baton, struct rdma_cm_id *id)
 {
-    (void)device;
+    (void)id;
     return ((kit_conn *)baton)->client->pd;
 }
 
 static struct ibv_comp_channel *client_channel(void *baton,
-                                               struct ibv_context *device)
+                                               struct rdma_cm_id *id)
 {
-    (void)device;
+    (void)id;
     return ((kit_conn *)baton)->client->channel;
 }
 

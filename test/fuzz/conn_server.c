@@ -286,17 +286,17 @@ static const rdma_conn_handler handler = {.message = on_message,
                                           .closed = on_closed,
                                           .stalled = on_stalled};
 
-static struct ibv_comp_channel *channel_of(void *baton, struct ibv_context *d)
+static struct ibv_comp_channel *channel_of(void *baton, struct rdma_cm_id *id)
 {
     (void)baton;
-    (void)d;
+    (void)id;
     return s.channel;
 }
 
-static struct ibv_pd *domain_of(void *baton, struct ibv_context *d)
+static struct ibv_pd *domain_of(void *baton, struct rdma_cm_id *id)
 {
     (void)baton;
-    (void)d;
+    (void)id;
     return pd;
 }
 

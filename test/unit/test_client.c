@@ -65,19 +65,19 @@ static void on_closed(void *baton, rdma_conn *c)
 static const rdma_conn_handler handler = {.message = on_message,
                                           .closed = on_closed};
 
-static struct ibv_pd *domain(void *baton, struct ibv_context *device)
+static struct ibv_pd *domain(void *baton, struct rdma_cm_id *id)
 {
     server *s = baton;
 
-    s->pd = ibv_alloc_pd(device);
+    s->pd = ibv_alloc_pd(id->verbs);
     return s->pd;
 }
 
-static struct ibv_comp_channel *channel(void *baton, struct ibv_context *device)
+static struct ibv_comp_channel *channel(void *baton, struct rdma_cm_id *id)
 {
     server *s = baton;
 
-    s->channel = ibv_create_comp_channel(device);
+    s->channel = ibv_create_comp_channel(id->verbs);
     ck_assert_int_eq(fcntl(s->channel->fd, F_SETFL, O_NONBLOCK), 0);
     return s->channel;
 }

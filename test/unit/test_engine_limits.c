@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <unistd.h>
 
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
 #define SUSPECTS 4 /* that are connected to at a time: half of the connectors */
@@ -321,17 +322,15 @@ END_TEST
 
 /* ---- devices ----------------------------------------------------------- */
 
-/* Nothing watches the device; who connects over it hears that it goes. */
+/* Who connects over the device hears that it goes. */
 START_TEST(device_leaves_during_a_connect)
 {
     kit_client *c = kit_go_with_client();
     kit_work w = kit_request(c, RDMA_HDR_WRITE, 1, 1);
 
-    fake_fail("rdma_bind_addr", 1, EADDRNOTAVAIL);
     kit_client_manner(c, KIT_HOLD);
     kit_run(&w, kit_serve_thread);
     kit_await_requests(c, 1);
-    ck_assert(fake_failed());
     fake_remove_device();
     kit_join(&w);
     ck_assert_str_eq(w.step, "wait");
@@ -341,21 +340,65 @@ START_TEST(device_leaves_during_a_connect)
 }
 END_TEST
 
-/* The first address was none to watch by, the second one is. */
-START_TEST(watch_is_made_later)
+/* A device that nobody uses any more. */
+static void leave_idle_device(void)
 {
     kit_client *c;
 
     kit.conf.idle_timeout = 10 * KIT_MS;
     c = kit_go_with_client();
-    fake_fail("rdma_bind_addr", 1, EADDRNOTAVAIL);
     kit_pass(c, RDMA_HDR_WRITE, 1, 1);
     kit_await_slots(0);
-    ck_assert(fake_failed());
-    kit_pass(c, RDMA_HDR_WRITE, 2, 1);
-    kit_await_slots(0);
-    fake_remove_device(); /* which nobody uses */
+}
+
+static void is_let_go_of(void *unused)
+{
+    (void)unused;
+    ck_assert(fake_is_let_go_of());
+}
+
+/* It is watched although our end of the connect had the wildcard for address; and
+ * its descriptors are used as long as the watch keeps it. */
+START_TEST(device_leaves_when_idle)
+{
+    leave_idle_device();
+    fake_meet("rdma_destroy_id", 1, 0, is_let_go_of, NULL); /* the watch */
+    fake_remove_device();
     kit_await_no_devices();
+    ck_assert(fake_failed());
+}
+END_TEST
+
+/* Until the progress thread has its event, and waits. */
+static void remove_device(void *unused)
+{
+    (void)unused;
+    fake_remove_device();
+    usleep(100 * 1000);
+}
+
+/* A watch is given up while somebody is about to acknowledge its event. */
+START_TEST(device_leaves_while_it_is_met)
+{
+    kit_client *c = kit_go_with_client();
+
+    fake_meet("ibv_create_comp_channel", 1, EMFILE, remove_device, NULL);
+    kit_declined(c, RDMA_HDR_READ, 1, 1, "wait", RDMA_HDR_MEMORY);
+    ck_assert(fake_failed());
+    kit_pass(c, RDMA_HDR_READ, 2, 1);
+}
+END_TEST
+
+/* All ports were taken for a moment: without a watch the device is not used. */
+START_TEST(device_is_not_used_unwatched)
+{
+    kit_client *c = kit_go_with_client();
+
+    fake_fail("rdma_bind_addr", 1, ENOMEM);
+    kit_declined(c, RDMA_HDR_WRITE, 1, 1, "wait", RDMA_HDR_MEMORY);
+    ck_assert(fake_failed());
+    kit_await_no_devices();
+    kit_pass(c, RDMA_HDR_WRITE, 2, 1);
 }
 END_TEST
 
@@ -380,7 +423,9 @@ static void add(Suite *s)
     tcase_add_test(t, back_off_doubles);
     t = kit_group(s, "devices");
     tcase_add_test(t, device_leaves_during_a_connect);
-    tcase_add_test(t, watch_is_made_later);
+    tcase_add_test(t, device_leaves_when_idle);
+    tcase_add_test(t, device_leaves_while_it_is_met);
+    tcase_add_test(t, device_is_not_used_unwatched);
 }
 
 int main(void)
