@@ -135,7 +135,9 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
     cache->mem = rdma_mem_create(conf->memory);
     cache->events = rdma_create_event_channel();
     cache->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    cache->nothing_fd = open("/", O_PATH | O_CLOEXEC);
     if (!cache->mem || !cache->events || cache->wake_fd < 0
+        || cache->nothing_fd < 0
         || fcntl(cache->events->fd, F_SETFL, O_NONBLOCK)) {
         apr_status_t rv = errno ? errno : APR_ENOMEM;
 
@@ -144,6 +146,9 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
         }
         if (cache->wake_fd >= 0) {
             close(cache->wake_fd);
+        }
+        if (cache->nothing_fd >= 0) {
+            close(cache->nothing_fd);
         }
         rdma_mem_destroy(cache->mem);
         free(cache);
@@ -527,6 +532,7 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     rdma_device_free_all(cache);
     rdma_destroy_event_channel(cache->events);
     close(cache->wake_fd);
+    close(cache->nothing_fd);
     rdma_mem_destroy(cache->mem);
     rdma_count_sub(RDMA_COUNT_MemoryLimit, cache->conf.memory);
     pthread_cond_destroy(&cache->pool_came);

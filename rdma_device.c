@@ -287,15 +287,10 @@ device *rdma_device_next_removed(rdma_cache *cache)
  * to an int; when it has lost all, its next rdma_create_id() waits for itself).
  * So its descriptors become ones that refer to nothing: the kernel takes that for
  * a close, calls that come late fail, and librdmacm can close them when it likes. */
-static void let_go(const struct ibv_context *context)
+static void let_go(const rdma_cache *cache, const struct ibv_context *context)
 {
-    int nothing = open("/", O_PATH | O_CLOEXEC);
-
-    if (nothing >= 0) {
-        (void)dup3(nothing, context->async_fd, O_CLOEXEC);
-        (void)dup3(nothing, context->cmd_fd, O_CLOEXEC);
-        close(nothing);
-    }
+    (void)dup3(cache->nothing_fd, context->async_fd, O_CLOEXEC);
+    (void)dup3(cache->nothing_fd, context->cmd_fd, O_CLOEXEC);
 }
 
 static void release(rdma_cache *cache, device *d)
@@ -314,7 +309,7 @@ static void release(rdma_cache *cache, device *d)
     /* While the watch holds the context: after it, librdmacm may have freed that,
      * and its descriptors may be somebody else's. */
     if (d->removed) {
-        let_go(d->context);
+        let_go(cache, d->context);
     }
     rdma_destroy_id(d->watch);
 }

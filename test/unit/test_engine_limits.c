@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
@@ -369,6 +370,43 @@ START_TEST(device_leaves_when_idle)
 }
 END_TEST
 
+static struct {
+    int fds[256];
+    unsigned n;
+} hoard;
+
+static void use_up_descriptors(void *unused)
+{
+    int fd;
+
+    (void)unused;
+    while ((fd = dup(0)) >= 0) {
+        hoard.fds[hoard.n++] = fd;
+    }
+}
+
+/* Nor does that need a descriptor: whatever is given back, others take. */
+START_TEST(device_leaves_when_descriptors_are_out)
+{
+    struct rlimit before, few;
+
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    few = before;
+    few.rlim_cur = sizeof(hoard.fds) / sizeof(hoard.fds[0]);
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+    leave_idle_device();
+    use_up_descriptors(NULL);
+    fake_meet("ibv_destroy_comp_channel", 1, 0, use_up_descriptors, NULL);
+    fake_remove_device();
+    kit_await_no_devices();
+    ck_assert(fake_failed() && fake_is_let_go_of());
+    while (hoard.n > 0) {
+        close(hoard.fds[--hoard.n]);
+    }
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &before), 0);
+}
+END_TEST
+
 /* Until the progress thread has its event, and waits. */
 static void remove_device(void *unused)
 {
@@ -424,6 +462,7 @@ static void add(Suite *s)
     t = kit_group(s, "devices");
     tcase_add_test(t, device_leaves_during_a_connect);
     tcase_add_test(t, device_leaves_when_idle);
+    tcase_add_test(t, device_leaves_when_descriptors_are_out);
     tcase_add_test(t, device_leaves_while_it_is_met);
     tcase_add_test(t, device_is_not_used_unwatched);
 }
