@@ -246,11 +246,16 @@ static rdma_cache_slot *start_connect(rdma_cache *cache, endpoint *ep,
                                       const rdma_cache_target *t,
                                       rdma_hdr_declined *why)
 {
+    rdma_conn_time now = rdma_conn_now();
     rdma_cache_slot *slot;
     unsigned k = t->kind - 1u;
 
     *why = ep->failure[k];
-    if (rdma_conn_now() < ep->retry_at[k]) {
+    if (now < ep->retry_at[k]) {
+        return NULL;
+    }
+    *why = RDMA_HDR_MEMORY;
+    if (now < cache->retry_at) {
         return NULL;
     }
     *why = RDMA_HDR_BUSY;
@@ -268,8 +273,7 @@ static rdma_cache_slot *start_connect(rdma_cache *cache, endpoint *ep,
     slot->kind = t->kind;
     slot->local = t->local;
     slot->remote = t->remote;
-    slot->deadline =
-        rdma_conn_now() + QUEUE_TIMES * cache->conf.connect_timeout;
+    slot->deadline = now + QUEUE_TIMES * cache->conf.connect_timeout;
     slot->next = cache->slots;
     cache->slots = slot;
     ep->slots++;

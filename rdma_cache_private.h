@@ -143,6 +143,7 @@ struct rdma_cache {
     rdma_cache_slot *slots;
     unsigned burials; /* slots that are off the list and not yet freed */
     unsigned streams;
+    rdma_conn_time retry_at; /* nobody connects before: we lack resources */
     int started;
     int refused;  /* threads could not be started: nothing by RDMA */
     int stopping; /* 1 graceful, 2 now; also read atomically without */

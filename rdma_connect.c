@@ -125,9 +125,13 @@ static int refuse(rdma_conn_failure *why, rdma_conn_cause cause, int error,
     return -1;
 }
 
+/* These two errors are what one hears of a device that has just gone. */
 static int resources(rdma_conn_failure *why, const char *step)
 {
-    return refuse(why, RDMA_CONN_CAUSE_RESOURCES, errno ? errno : ENOMEM, step);
+    return refuse(why,
+                  errno == ENODEV || errno == EIO ? RDMA_CONN_CAUSE_DEVICE
+                                                  : RDMA_CONN_CAUSE_RESOURCES,
+                  errno ? errno : ENOMEM, step);
 }
 
 static int make_slots(rdma_conn *c, rdma_conn_failure *why)
@@ -142,7 +146,8 @@ static int make_slots(rdma_conn *c, rdma_conn_failure *why)
         return refuse(why, RDMA_CONN_CAUSE_RESOURCES, 0, "the memory budget");
     }
     if (rc) {
-        return refuse(why, RDMA_CONN_CAUSE_RESOURCES, rc, "ibv_reg_mr");
+        errno = rc;
+        return resources(why, "ibv_reg_mr");
     }
     c->slots = calloc(c->nslots, sizeof(*c->slots));
     if (!c->slots) {

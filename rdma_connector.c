@@ -11,8 +11,9 @@
 #include <netinet/in.h>
 #include <string.h>
 
-#define STALL       5000  /* microseconds */
-#define NUDGE_FIRST 10000 /* microseconds */
+#define STALL       5000    /* microseconds */
+#define NUDGE_FIRST 10000   /* microseconds */
+#define PAUSE       1000000 /* microseconds: after a want of resources */
 
 /* ---- what we count ----------------------------------------------------- */
 
@@ -201,7 +202,8 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
     rdma_cache *cache = slot->cache;
     endpoint *ep = slot->ep;
     int ours = why->cause == RDMA_CONN_CAUSE_RESOURCES;
-    int loud; /* something that an administrator can mend */
+    rdma_conn_time now = rdma_conn_now();
+    int loud = 0; /* something that an administrator can mend */
 
     rdma_count_add(failed_for(why->cause), 1);
     if (!ours && why->cause != RDMA_CONN_CAUSE_CANCELLED) {
@@ -212,7 +214,12 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
             ep->client->suspect = unanswered(why);
         }
     }
-    loud = ours && why->error != 0;
+    /* Descriptors, queue pairs: what becomes free is httpd's for a while, and not
+     * the next connector's. (Our own budget has no errno, and harms nobody.) */
+    if (ours && why->error != 0) {
+        loud = now >= cache->retry_at; /* else it has been said */
+        cache->retry_at = now + PAUSE;
+    }
     rdma_cache_say(cache, loud ? LEVEL_ERR : LEVEL_INFO,
                    loud ? MSG_NO_RESOURCES : MSG_CONNECT_FAILED,
                    "connect back to port %u (%s) failed at %s: %s%s%s%s%s",

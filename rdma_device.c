@@ -95,6 +95,7 @@ static device *use(rdma_cache_slot *slot, struct rdma_cm_id *id)
     }
     else if (d->removed) {
         d = NULL;
+        errno = ENODEV;
     }
     if (d != slot->device) {
         if (slot->device) {

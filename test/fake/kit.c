@@ -598,6 +598,13 @@ void kit_age_back_off(kit_client *c, rdma_hdr_kind kind)
     pthread_mutex_unlock(&kit.cache->lock);
 }
 
+void kit_end_pause(void)
+{
+    pthread_mutex_lock(&kit.cache->lock);
+    kit.cache->retry_at = 0;
+    pthread_mutex_unlock(&kit.cache->lock);
+}
+
 /* A thread of its own, as it would be: who tests may take other locks. */
 static struct {
     pthread_t thread;

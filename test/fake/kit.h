@@ -302,6 +302,8 @@ void kit_rouse_sleeper(void);
 /* For how long a client that has failed will be left alone; no longer. */
 rdma_conn_time kit_backed_off(kit_client *c, rdma_hdr_kind kind);
 void kit_age_back_off(kit_client *c, rdma_hdr_kind kind);
+/* So is the pause after a want of resources. */
+void kit_end_pause(void);
 /* The progress thread does nothing until this is called with 0. */
 void kit_stop_progress(int on);
 /* As if the server's connections had been silent for so long. */

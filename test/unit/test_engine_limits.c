@@ -200,6 +200,28 @@ START_TEST(prepared_connection)
 }
 END_TEST
 
+/* The next one would fail, too, and take what httpd needs. */
+START_TEST(want_of_resources_makes_a_pause)
+{
+    kit_client *c = kit_go_with_client();
+    kit_client *other = kit_client_new("192.0.2.2");
+    uint32_t id;
+
+    kit_pass(other, RDMA_HDR_READ, 1, 1);
+    fake_fail("eventfd", 1, EMFILE);
+    kit_declined(c, RDMA_HDR_WRITE, 1, 1, "wait", RDMA_HDR_MEMORY);
+    ck_assert(fake_failed());
+    for (id = 2; id <= 4; id++) {
+        kit_declined(c, RDMA_HDR_WRITE, id, 1, "acquire", RDMA_HDR_MEMORY);
+        kit_declined(other, RDMA_HDR_WRITE, id, 1, "acquire", RDMA_HDR_MEMORY);
+    }
+    kit_pass(other, RDMA_HDR_READ, id, 1); /* it has its connection */
+    ck_assert_uint_eq(kit.logged[53], 1);
+    kit_end_pause();
+    kit_pass(c, RDMA_HDR_WRITE, id, 1);
+}
+END_TEST
+
 /* ---- black holes ------------------------------------------------------- */
 
 /* Clients that did not answer last time have one connect each, with whatever
@@ -423,7 +445,20 @@ START_TEST(device_leaves_while_it_is_met)
     fake_meet("ibv_create_comp_channel", 1, EMFILE, remove_device, NULL);
     kit_declined(c, RDMA_HDR_READ, 1, 1, "wait", RDMA_HDR_MEMORY);
     ck_assert(fake_failed());
+    kit_end_pause();
     kit_pass(c, RDMA_HDR_READ, 2, 1);
+}
+END_TEST
+
+/* It is no want of resources, which would make others wait. */
+START_TEST(device_has_left_when_it_is_used)
+{
+    kit_client *c = kit_go_with_client();
+
+    fake_fail("rdma_create_qp", 1, _i ? EIO : ENODEV);
+    kit_declined(c, RDMA_HDR_READ, 1, 1, "wait", RDMA_HDR_DEVICE);
+    ck_assert(fake_failed());
+    kit_pass(kit_client_new("192.0.2.2"), RDMA_HDR_READ, 1, 1);
 }
 END_TEST
 
@@ -436,6 +471,7 @@ START_TEST(device_is_not_used_unwatched)
     kit_declined(c, RDMA_HDR_WRITE, 1, 1, "wait", RDMA_HDR_MEMORY);
     ck_assert(fake_failed());
     kit_await_no_devices();
+    kit_end_pause();
     kit_pass(c, RDMA_HDR_WRITE, 2, 1);
 }
 END_TEST
@@ -454,6 +490,7 @@ static void add(Suite *s)
     tcase_add_test(t, busy_connection_is_slow_to_answer);
     tcase_add_test(t, deep_client_says_nothing);
     tcase_add_test(t, prepared_connection);
+    tcase_add_test(t, want_of_resources_makes_a_pause);
     t = kit_group(s, "black holes");
     tcase_add_test(t, suspects_have_one_connect);
     tcase_add_test(t, suspects_have_half_of_the_connectors);
@@ -464,6 +501,7 @@ static void add(Suite *s)
     tcase_add_test(t, device_leaves_when_idle);
     tcase_add_test(t, device_leaves_when_descriptors_are_out);
     tcase_add_test(t, device_leaves_while_it_is_met);
+    tcase_add_loop_test(t, device_has_left_when_it_is_used, 0, 2);
     tcase_add_test(t, device_is_not_used_unwatched);
 }
 
