@@ -17,6 +17,7 @@
 #define SILENCE     5000000 /* us: a connection silent for so long is asked */
 #define STOP_REFS   1000000 /* us: how long stopping waits for workers */
 #define QUEUE_TIMES 2 /* connect timeouts that one may wait for its turn */
+#define DEAD_FEW    8 /* connections being taken apart, besides a quarter of all */
 
 /* ---- small things ------------------------------------------------------ */
 
@@ -203,23 +204,32 @@ static int evict(rdma_cache *cache, const client *who)
 }
 
 /* [cache locked] 1: one more connection for this client is within the limits.
- * Connections that are being taken apart do not count. */
+ * Those that are being taken apart have their descriptors until that is done,
+ * which may be slower than others are made: some of them are allowed for. */
 static int within_limits(rdma_cache *cache, const client *who)
 {
+    unsigned most = cache->conf.max_connections;
     const rdma_cache_slot *s;
     unsigned all = 0;
     unsigned own = 0;
+    unsigned dead = cache->burials;
 
     for (s = cache->slots; s; s = s->next) {
         if (s->state != DEAD) {
             all++;
             own += s->ep->client == who;
         }
+        else {
+            dead += s->conn != NULL;
+        }
+    }
+    if (all + dead >= most + most / 4 + DEAD_FEW) {
+        return 0;
     }
     if (own >= cache->conf.max_connections_per_client) {
         return evict(cache, who); /* which makes room in both */
     }
-    return all < cache->conf.max_connections || evict(cache, NULL);
+    return all < most || evict(cache, NULL);
 }
 
 /* [cache locked] 1: a worker may wait for a connect to this client. One that did

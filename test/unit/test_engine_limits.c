@@ -200,6 +200,35 @@ START_TEST(prepared_connection)
 }
 END_TEST
 
+/* Each makes room for the next one faster than the undertaker can take it apart:
+ * that comes to an end before the descriptors do. */
+START_TEST(evicted_faster_than_taken_apart)
+{
+    enum { ALLOWED = 1 + 8 };
+    kit_client *c;
+    char addr[16];
+    unsigned i;
+
+    kit.conf.max_connections = 1;
+    kit_go();
+    fake_hold("rdma_destroy_qp");
+    for (i = 1; i <= ALLOWED; i++) {
+        snprintf(addr, sizeof(addr), "192.0.2.%u", i);
+        c = kit_client_new(addr);
+        kit_pass(c, RDMA_HDR_READ, 1, 1);
+        kit_await_no_bodies();
+    }
+    kit_declined(kit_client_new("192.0.2.99"), RDMA_HDR_READ, 1, 1, "acquire",
+                 RDMA_HDR_BUSY);
+    kit_pass(c, RDMA_HDR_READ, 2, 1); /* nothing was closed for that */
+    ck_assert_uint_eq(c->nconns, 1);
+    fake_hold(NULL);
+    kit_await_slots(1);
+    kit_await_no_bodies();
+    kit_pass(kit_client_new("192.0.2.98"), RDMA_HDR_READ, 1, 1);
+}
+END_TEST
+
 /* The next one would fail, too, and take what httpd needs. */
 START_TEST(want_of_resources_makes_a_pause)
 {
@@ -490,6 +519,7 @@ static void add(Suite *s)
     tcase_add_test(t, busy_connection_is_slow_to_answer);
     tcase_add_test(t, deep_client_says_nothing);
     tcase_add_test(t, prepared_connection);
+    tcase_add_test(t, evicted_faster_than_taken_apart);
     tcase_add_test(t, want_of_resources_makes_a_pause);
     t = kit_group(s, "black holes");
     tcase_add_test(t, suspects_have_one_connect);
