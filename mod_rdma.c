@@ -264,9 +264,10 @@ static apr_status_t stop(void *unused)
     ours.sa_handler = on_sigterm;
     sigemptyset(&ours.sa_mask);
     sigaction(SIGTERM, &ours, &before);
-    rdma_cache_stop(engine, &give_up);
-    rdma_request_engine_set(NULL);
-    engine = NULL;
+    if (rdma_cache_stop(engine, &give_up) == 0) { /* else workers still use it */
+        rdma_request_engine_set(NULL);
+        engine = NULL;
+    }
     sigaction(SIGTERM, &before, NULL);
     return APR_SUCCESS;
 }
@@ -302,7 +303,7 @@ static void child_init(apr_pool_t *pchild, server_rec *s)
     conf.max_connections_per_client = set.max_connections_per_client;
     conf.log = log_line;
     conf.baton = log_to;
-    status = rdma_cache_create(&conf, pchild, &engine);
+    status = rdma_cache_create(&conf, &engine);
     if (status != APR_SUCCESS) {
         ap_log_error(APLOG_MARK, APLOG_ERR, status, s,
                      "RDMA0005: this child cannot use RDMA: all bodies go "

@@ -16,6 +16,7 @@
 
 #define SILENCE     5000000 /* us: a connection silent for so long is asked */
 #define STOP_REFS   1000000 /* us: how long stopping waits for workers */
+#define STOP_EACH   10000   /* us: and the undertaker for each connection */
 #define QUEUE_TIMES 2 /* connect timeouts that one may wait for its turn */
 #define DEAD_FEW    8 /* connections being taken apart, besides a quarter of all */
 
@@ -117,21 +118,23 @@ static void count_memory(size_t used)
     rdma_count_raise(RDMA_COUNT_MemoryPeak, used);
 }
 
-apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
-                               rdma_cache **out)
+apr_status_t rdma_cache_create(const rdma_cache_conf *conf, rdma_cache **out)
 {
     rdma_cache *cache = calloc(1, sizeof(*cache));
     pthread_condattr_t attr;
 
     *out = NULL;
-    if (!cache) {
+    if (!cache
+        || apr_pool_create_unmanaged_ex(&cache->pool, NULL, NULL)
+               != APR_SUCCESS) {
+        free(cache);
         return APR_ENOMEM;
     }
     ibv_fork_init(); /* before anything else; CGI children are forked */
     cache->conf = *conf;
     cache->next_scan = RDMA_CONN_NEVER;
-    cache->endpoints = apr_hash_make(pchild);
-    cache->clients = apr_hash_make(pchild);
+    cache->endpoints = apr_hash_make(cache->pool);
+    cache->clients = apr_hash_make(cache->pool);
     APR_RING_INIT(&cache->all_endpoints, endpoint, link);
     cache->mem = rdma_mem_create(conf->memory);
     cache->events = rdma_create_event_channel();
@@ -152,6 +155,7 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
             close(cache->nothing_fd);
         }
         rdma_mem_destroy(cache->mem);
+        apr_pool_destroy(cache->pool);
         free(cache);
         return rv;
     }
@@ -493,16 +497,23 @@ void rdma_cache_stopping(rdma_cache *cache, int graceful)
     pthread_mutex_unlock(&cache->lock);
 }
 
-static int has_slots(const rdma_cache *cache)
+/* [cache locked] */
+static unsigned slots_left(const rdma_cache *cache)
 {
-    return cache->slots || cache->burials > 0;
+    const rdma_cache_slot *s;
+    unsigned n = cache->burials;
+
+    for (s = cache->slots; s; s = s->next) {
+        n++;
+    }
+    return n;
 }
 
 /* [cache locked] Wait until no slot is left, or the deadline. */
 static void wait_for_slots(rdma_cache *cache, rdma_conn_time deadline,
                            const volatile int *give_up)
 {
-    while (has_slots(cache) && rdma_conn_now() < deadline
+    while (slots_left(cache) > 0 && rdma_conn_now() < deadline
            && !(give_up && *give_up)) {
         rdma_conn_time step = rdma_conn_now() + 100000;
         struct timespec ts = {(time_t)(step / 1000000),
@@ -512,7 +523,7 @@ static void wait_for_slots(rdma_cache *cache, rdma_conn_time deadline,
     }
 }
 
-void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
+int rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
 {
     pthread_mutex_lock(&cache->lock);
     if (!cache->stopping) {
@@ -527,18 +538,21 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     rdma_cache_remind(cache, 0);
     pthread_cond_broadcast(&cache->changed);
     if (cache->started) {
-        wait_for_slots(cache, rdma_conn_now() + STOP_REFS, NULL);
+        wait_for_slots(cache,
+                       rdma_conn_now() + STOP_REFS
+                           + STOP_EACH * slots_left(cache),
+                       NULL);
     }
     __atomic_store_n(&cache->quit, 1, __ATOMIC_RELAXED);
     pthread_cond_broadcast(&cache->queued);
     pthread_cond_broadcast(&cache->died);
-    if (has_slots(cache)) {
-        /* A worker or a connect that does not come back. The process ends now,
-         * and the kernel takes everything apart; freeing under it would not. */
+    if (slots_left(cache) > 0) {
+        /* The process ends now, and the kernel takes everything apart; freeing
+         * under it would not. */
         rdma_cache_say(cache, LEVEL_WARNING, MSG_STUCK,
                        "connections still in use at the end of this child");
         pthread_mutex_unlock(&cache->lock);
-        return;
+        return -1;
     }
     pthread_mutex_unlock(&cache->lock);
     rdma_progress_join(cache);
@@ -555,5 +569,7 @@ void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up)
     pthread_cond_destroy(&cache->changed);
     pthread_mutex_destroy(&cache->device_lock);
     pthread_mutex_destroy(&cache->lock);
+    apr_pool_destroy(cache->pool);
     free(cache);
+    return 0;
 }

@@ -21,7 +21,7 @@
 #ifndef RDMA_CACHE_H
 #define RDMA_CACHE_H
 
-#include <apr_pools.h>
+#include <apr_errno.h>
 
 #include "rdma_body.h"
 #include "rdma_conn.h"
@@ -49,18 +49,19 @@ typedef struct rdma_cache_conf {
 /* Called in the child. Starts no thread and opens no device before the first
  * acquire has need of it. The caller stops it with rdma_cache_stop().
  * APR_SUCCESS or an error, *out NULL then. */
-apr_status_t rdma_cache_create(const rdma_cache_conf *conf, apr_pool_t *pchild,
-                               rdma_cache **out);
+apr_status_t rdma_cache_create(const rdma_cache_conf *conf, rdma_cache **out);
 
 /* Any thread, any number of times; does not block. graceful: no new RDMA, what
  * runs finishes. Not graceful: in addition every wait of a worker ends now. */
 void rdma_cache_stopping(rdma_cache *cache, int graceful);
 
-/* Main thread, once, in the pre-cleanup of the child's pool. Waits until every
- * id is closed (only if every rdma_cache_stopping() was graceful; at most the
- * lease timeout; *give_up, set by a signal handler, ends it), then ends all
- * threads and frees everything within 2 s. */
-void rdma_cache_stop(rdma_cache *cache, const volatile int *give_up);
+/* Main thread, in the pre-cleanup of the child's pool. Waits until every id is
+ * closed (only if every rdma_cache_stopping() was graceful; at most the lease
+ * timeout; *give_up, set by a signal handler, ends it), then ends all threads and
+ * frees everything within 2 s, or more for hundreds of connections. 0; or -1: a
+ * worker or a connect does not come back, and nothing has been freed: the cache
+ * and what it has stays usable, and starts nothing any more. */
+int rdma_cache_stop(rdma_cache *cache, const volatile int *give_up);
 
 typedef struct rdma_cache_target {
     struct sockaddr_storage local;  /* our end of the HTTP connection */

@@ -127,6 +127,7 @@ typedef struct device {
 
 struct rdma_cache {
     rdma_cache_conf conf;
+    apr_pool_t *pool; /* nobody's child: threads may outlive the child's pool */
     apr_hash_t *endpoints; /* endpoint_key -> endpoint */
     apr_hash_t *clients;   /* client_key -> client */
     rdma_mem *mem;

@@ -42,7 +42,6 @@ void kit_setup(void)
 {
     fake_start();
     ck_assert_int_eq(apr_initialize(), APR_SUCCESS);
-    ck_assert_int_eq(apr_pool_create(&kit.pool, NULL), APR_SUCCESS);
     kit.conf = (rdma_cache_conf){.memory = 8 * 1024 * 1024,
                                  .connect_timeout = 5 * KIT_SECOND,
                                  .timeout = 5 * KIT_SECOND,
@@ -55,8 +54,7 @@ void kit_setup(void)
 
 void kit_go(void)
 {
-    ck_assert_int_eq(rdma_cache_create(&kit.conf, kit.pool, &kit.cache),
-                     APR_SUCCESS);
+    ck_assert_int_eq(rdma_cache_create(&kit.conf, &kit.cache), APR_SUCCESS);
 }
 
 void kit_be_patient(void)
@@ -79,7 +77,7 @@ void kit_be_patient(void)
 void kit_stop(void)
 {
     rdma_cache_stopping(kit.cache, 0);
-    rdma_cache_stop(kit.cache, NULL);
+    ck_assert_int_eq(rdma_cache_stop(kit.cache, NULL), 0);
     kit.cache = NULL;
 }
 
@@ -127,7 +125,6 @@ void kit_teardown(void)
     while (kit.nclients > 0) {
         kit_client_free(kit.clients[--kit.nclients]);
     }
-    apr_pool_destroy(kit.pool);
     apr_terminate();
     ck_assert_uint_eq(fake_stop(), 0);
     ck_assert_uint_eq(fake_registered(), 0);

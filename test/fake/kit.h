@@ -11,7 +11,6 @@
 #ifndef KIT_H
 #define KIT_H
 
-#include <apr_pools.h>
 #include <check.h>
 #include <pthread.h>
 
@@ -149,7 +148,6 @@ int kit_read(kit_conn *k, const rdma_hdr_response *head, size_t at);
 typedef struct kit_server {
     rdma_cache_conf conf;
     rdma_cache *cache; /* NULL: not there, or stopped */
-    apr_pool_t *pool;
     kit_client *clients[KIT_CLIENTS];
     unsigned nclients;
     unsigned logged[100]; /* lines, by id */

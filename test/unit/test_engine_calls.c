@@ -120,7 +120,7 @@ static int one_life_with_a_failure(const char *function, int error,
     kit.conf.connect_timeout = 300 * KIT_MS;
     c = kit_client_new("192.0.2.1");
     fake_fail(function, nth, error);
-    if (rdma_cache_create(&kit.conf, kit.pool, &kit.cache) != APR_SUCCESS) {
+    if (rdma_cache_create(&kit.conf, &kit.cache) != APR_SUCCESS) {
         kit.cache = NULL; /* this child serves over TCP */
         return fake_failed();
     }

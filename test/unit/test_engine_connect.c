@@ -6,6 +6,7 @@
  */
 #include "kit.h"
 
+#include <apr_general.h>
 #include <arpa/inet.h>
 #include <unistd.h>
 
@@ -517,6 +518,24 @@ START_TEST(stop_under_load)
 }
 END_TEST
 
+/* A thread of ours does not come back in time, and outlives all pools of httpd. */
+START_TEST(stop_gets_stuck)
+{
+    kit_client *c = kit_go_with_client();
+
+    kit_pass(c, RDMA_HDR_READ, 1, 1);
+    kit_await_no_bodies();
+    fake_hold("rdma_destroy_qp");
+    rdma_cache_stopping(kit.cache, 0);
+    ck_assert_int_eq(rdma_cache_stop(kit.cache, NULL), -1);
+    apr_terminate();
+    fake_hold(NULL);
+    kit_await_slots(0);
+    ck_assert_int_eq(apr_initialize(), APR_SUCCESS);
+    kit_stop();
+}
+END_TEST
+
 static void add(Suite *s)
 {
     TCase *t = kit_group(s, "connecting");
@@ -548,6 +567,7 @@ static void add(Suite *s)
     tcase_add_loop_test(t, stop_ends_a_connect, 0, 4);
     tcase_add_test(t, stop_before_the_first_request);
     tcase_add_loop_test(t, stop_under_load, 0, 4);
+    tcase_add_test(t, stop_gets_stuck);
 }
 
 int main(void)
