@@ -67,10 +67,13 @@ static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
     if (!b->thrifty && !b->streamed && b->total <= most) {
         return RDMA_HDR_MEMORY; /* others may have some that is idle */
     }
-    /* Unknown, too large, or more than there is memory for. */
+    /* Wanted so, unknown, too large, or more than there is memory for: then parts
+     * are of use only if they are smaller together. */
     for (len = PART_LEN; len >= least; len /= 2) {
-        if (b->total > RDMA_BODY_PARTS * len
-            && take_parts(b, RDMA_BODY_PARTS, len) == 0) {
+        size_t part = b->total < len ? (size_t)b->total : len;
+
+        if ((b->streamed || b->total > RDMA_BODY_PARTS * len)
+            && take_parts(b, RDMA_BODY_PARTS, part) == 0) {
             b->streamed = 1;
             return RDMA_HDR_NOT_DECLINED;
         }
