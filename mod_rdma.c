@@ -264,7 +264,7 @@ static apr_status_t stop(void *unused)
     ours.sa_handler = on_sigterm;
     sigemptyset(&ours.sa_mask);
     sigaction(SIGTERM, &ours, &before);
-    if (rdma_cache_stop(engine, &give_up) == 0) { /* else workers still use it */
+    if (rdma_cache_stop(engine, &give_up) == 0) { /* else it is in use */
         rdma_request_engine_set(NULL);
         engine = NULL;
     }

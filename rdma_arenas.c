@@ -18,6 +18,7 @@ struct rdma_arenas {
     rdma_mem *mem;
     struct ibv_pd *pd;
     size_t max;
+    size_t share;
     size_t *bytes; /* of all of them, and of others */
     unsigned n;
     struct {
@@ -27,7 +28,7 @@ struct rdma_arenas {
 };
 
 rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max,
-                                size_t *bytes)
+                                size_t share, size_t *bytes)
 {
     rdma_arenas *a = calloc(1, sizeof(*a));
 
@@ -35,6 +36,7 @@ rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max,
         a->mem = mem;
         a->pd = pd;
         a->max = max;
+        a->share = share;
         a->bytes = bytes;
     }
     return a;
@@ -65,7 +67,7 @@ static size_t left(const rdma_arenas *a)
 {
     size_t used = __atomic_load_n(a->bytes, __ATOMIC_RELAXED);
 
-    return used < 2 * a->max ? 2 * a->max - used : 0;
+    return used < a->share ? a->share - used : 0;
 }
 
 /* Make room for one more of so many bytes, at the cost of idle ones. */

@@ -23,11 +23,10 @@ typedef struct rdma_arenas_part {
     rdma_mem_arena *arena; /* that it lies in */
 } rdma_arenas_part;
 
-/* max: bytes of one arena; together those of all connections that count into
- * *bytes (atomically; one client's) may have twice that. Nothing is registered
- * yet. NULL: no memory. */
+/* max: bytes of one arena; share: of those of all connections that count into
+ * *bytes (atomically; one client's). Nothing is registered yet. NULL: no memory. */
 rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max,
-                                size_t *bytes);
+                                size_t share, size_t *bytes);
 /* Parts still live end here. */
 void rdma_arenas_destroy(rdma_arenas *a);
 

@@ -27,7 +27,8 @@ rdma_body_set *rdma_body_set_create(rdma_conn *c, const rdma_body_conf *conf)
     set->conf = *conf;
     if (rdma_conn_kind(c) == RDMA_HDR_READ) {
         set->arenas = rdma_arenas_create(conf->mem, rdma_conn_pd(c),
-                                         conf->arena_max, conf->arenas);
+                                         conf->arena_max, conf->arenas_max,
+                                         conf->arenas);
         if (!set->arenas) {
             free(set);
             return NULL;

@@ -44,8 +44,8 @@ typedef struct rdma_body_conf {
     rdma_mem *mem;       /* pays for the arena */
     rdma_mem_pool *pool; /* write kind: the device's; NULL: no memory for it */
     size_t arena_max;    /* bytes: read kind: the largest arena */
-    size_t *arenas;      /* bytes: read kind: what counts against twice that
-                          * together; atomic */
+    size_t arenas_max;   /* bytes: read kind: what all that count here have */
+    size_t *arenas;      /* bytes: read kind: that they have now; atomic */
     rdma_conn_time timeout;       /* progress, microseconds */
     rdma_conn_time lease_timeout; /* without CONSUMED progress */
     /* The progress thread is to call rdma_body_expire() at `when`, if it would

@@ -18,7 +18,7 @@
 #define STOP_REFS   1000000 /* us: how long stopping waits for workers */
 #define STOP_EACH   10000   /* us: and the undertaker for each connection */
 #define QUEUE_TIMES 2 /* connect timeouts that one may wait for its turn */
-#define DEAD_FEW    8 /* connections being taken apart, besides a quarter of all */
+#define DEAD_FEW    8 /* being taken apart, besides a quarter of the limit */
 
 /* ---- small things ------------------------------------------------------ */
 

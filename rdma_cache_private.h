@@ -133,7 +133,7 @@ struct rdma_cache {
     rdma_mem *mem;
     struct rdma_event_channel *events;
     int wake_fd;
-    int nothing_fd; /* for let_go() in rdma_device.c, when there may be none left */
+    int nothing_fd; /* for rdma_device.c, when there may be none left */
 
     pthread_mutex_t lock;
     pthread_cond_t changed; /* a slot's state; monotonic clock */

@@ -14,6 +14,7 @@
 #define STALL       5000    /* microseconds */
 #define NUDGE_FIRST 10000   /* microseconds */
 #define PAUSE       1000000 /* microseconds: after a want of resources */
+#define ARENA_MOST  ((size_t)64 << 20) /* bytes: pinned with locks held */
 
 /* ---- what we count ----------------------------------------------------- */
 
@@ -103,8 +104,11 @@ static void conn_opened(void *baton, rdma_conn *c)
 {
     rdma_cache_slot *slot = baton;
     rdma_cache *cache = slot->cache;
+    size_t share = cache->conf.memory / 4;
+    size_t most = share / 2 < ARENA_MOST ? share / 2 : ARENA_MOST;
     rdma_body_conf conf = {.mem = cache->mem,
-                           .arena_max = cache->conf.memory / 8,
+                           .arena_max = most,
+                           .arenas_max = share,
                            .arenas = &slot->ep->client->arenas,
                            .timeout = cache->conf.timeout,
                            .lease_timeout = cache->conf.lease_timeout,

@@ -246,6 +246,7 @@ static void on_opened(void *baton, rdma_conn *c)
     rdma_body_conf conf = {.mem = mem,
                            .pool = s.kind == RDMA_HDR_WRITE ? pool : NULL,
                            .arena_max = 128 * 1024,
+                           .arenas_max = 256 * 1024,
                            .arenas = &arenas,
                            .timeout = TIMEOUT,
                            .lease_timeout = LEASE,

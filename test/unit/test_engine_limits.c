@@ -41,6 +41,27 @@ START_TEST(arenas_of_one_address)
 }
 END_TEST
 
+/* However much there is, nobody waits for it to be pinned: more is streamed. */
+START_TEST(arenas_are_not_huge)
+{
+    const uint64_t most = 64 * 1024 * 1024;
+    kit_client *c;
+    kit_work w[3];
+    unsigned i;
+
+    kit.conf.memory = (size_t)1 << 30;
+    c = kit_go_with_client();
+    for (i = 0; i < 3; i++) { /* its share is not less for that */
+        w[i] = kit_request(c, RDMA_HDR_READ, i + 1, i < 2 ? most : most + 1);
+        kit_start(&w[i], 0);
+        ck_assert_int_eq(rdma_body_streamed(w[i].body), i == 2);
+    }
+    for (i = 0; i < 3; i++) {
+        kit_abandon(&w[i], RDMA_HDR_ABORT_CANCELLED);
+    }
+}
+END_TEST
+
 /* The first of them do not take what the others need. */
 START_TEST(many_of_one_address)
 {
@@ -510,6 +531,7 @@ static void add(Suite *s)
     TCase *t = kit_group(s, "memory");
 
     tcase_add_test(t, arenas_of_one_address);
+    tcase_add_test(t, arenas_are_not_huge);
     tcase_add_test(t, many_of_one_address);
     tcase_add_loop_test(t, nothing_is_registered_on_the_way, 0, 2);
     tcase_add_loop_test(t, no_other_thread_is_needed, 0, 2);
