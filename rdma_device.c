@@ -15,24 +15,28 @@
 #include <unistd.h>
 
 /* To the device that a connecting id was resolved to: by that one's address, since
- * the one that the caller gave may be the wildcard, which leads to no device. */
+ * the one that the caller gave may be the wildcard, which leads to no device. 0, or
+ * -1 with errno. */
 static int bind_watch(rdma_cache *cache, struct rdma_cm_id *watch,
                       struct rdma_cm_id *id)
 {
     struct rdma_addr at = id->route.addr;
+    int error = 0;
 
     at.src_sin.sin_port = 0; /* any; IPv6 has it in the same place */
-    if (rdma_bind_addr(watch, &at.src_addr) == 0) {
-        if (watch->verbs == id->verbs) {
-            return 0;
-        }
-        errno = ENODEV;
+    if (rdma_bind_addr(watch, &at.src_addr)) {
+        error = errno;
     }
-    rdma_cache_say(cache, LEVEL_DEBUG, MSG_DEVICE,
-                   "the removal of %s cannot be watched: %s",
-                   ibv_get_device_name(id->verbs->device),
-                   strerror(errno));
-    return -1;
+    else if (watch->verbs != id->verbs) {
+        error = ENODEV;
+    }
+    if (error) {
+        rdma_cache_say(cache, LEVEL_DEBUG, MSG_DEVICE,
+                       "the removal of %s cannot be watched: %s",
+                       ibv_get_device_name(id->verbs->device), strerror(error));
+    }
+    errno = error;
+    return error ? -1 : 0;
 }
 
 /* [device_lock] The entry of a device, or (NULL) a free one. */
