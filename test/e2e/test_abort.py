@@ -171,6 +171,7 @@ AddHandler lua-script .lua
 CacheRoot SITE/kept-var
 CacheMaxFileSize 10000000
 CacheHeader on
+CacheMinExpire 600
 CacheEnable disk /kept
 """)
 @MODES
