@@ -156,9 +156,9 @@ def cached(client):
     """A file that mod_cache has, which makes an error page when it fails."""
     path = client.site.file(SIZE, "kept")
     with Connection(client.lab) as connection:
-        for hit in ("MISS", "HIT"):
+        for _ in range(2):  # mod_cache may have it from the test before
             answer = connection.get(path, None, connection=None)
-            assert get_all(answer, "X-Cache")[0].startswith(hit), answer.fields
+        assert get_all(answer, "X-Cache")[0].startswith("HIT"), answer.fields
     client.httpd.access(2)
     return path
 
