@@ -151,8 +151,8 @@ static void allow_memory(apr_pool_t *p, server_rec *s, struct rlimit *limit)
 
 /* Each connection has two descriptors, and httpd answers 403 and worse when it has
  * none. So half of them have to do for all connections; `connections` becomes what
- * fits. Of the other half, those that are being taken apart may have a quarter for
- * a while. */
+ * fits. Of the other half, those that are being taken apart may have a quarter
+ * for a while. */
 static void allow_descriptors(server_rec *s)
 {
     struct rlimit limit;

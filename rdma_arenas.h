@@ -24,7 +24,8 @@ typedef struct rdma_arenas_part {
 } rdma_arenas_part;
 
 /* max: bytes of one arena; share: of those of all connections that count into
- * *bytes (atomically; one client's). Nothing is registered yet. NULL: no memory. */
+ * *bytes (atomically; one client's). Nothing is registered yet. NULL: no memory.
+ */
 rdma_arenas *rdma_arenas_create(rdma_mem *mem, struct ibv_pd *pd, size_t max,
                                 size_t share, size_t *bytes);
 /* Parts still live end here. */

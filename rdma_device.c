@@ -14,9 +14,9 @@
 #include <string.h>
 #include <unistd.h>
 
-/* To the device that a connecting id was resolved to: by that one's address, since
- * the one that the caller gave may be the wildcard, which leads to no device. 0, or
- * -1 with errno. */
+/* To the device that a connecting id was resolved to: by that one's address,
+ * since the one that the caller gave may be the wildcard, which leads to no
+ * device. 0, or -1 with errno. */
 static int bind_watch(rdma_cache *cache, struct rdma_cm_id *watch,
                       struct rdma_cm_id *id)
 {
@@ -52,9 +52,9 @@ static device *find(rdma_cache *cache, const struct ibv_context *context)
     return NULL;
 }
 
-/* [device_lock] The one of this id, with a watch: librdmacm frees the context when
- * the device has gone and no id refers to it. NULL: no resources, or too many
- * devices; *unwanted, if any, is to be destroyed. */
+/* [device_lock] The one of this id, with a watch: librdmacm frees the context
+ * when the device has gone and no id refers to it. NULL: no resources, or too
+ * many devices; *unwanted, if any, is to be destroyed. */
 static device *add(rdma_cache *cache, struct rdma_cm_id *id,
                    struct rdma_cm_id **unwanted)
 {

@@ -518,7 +518,7 @@ START_TEST(stop_under_load)
 }
 END_TEST
 
-/* A thread of ours does not come back in time, and outlives all pools of httpd. */
+/* A thread of ours does not come back in time, and outlives httpd's pools. */
 START_TEST(stop_gets_stuck)
 {
     kit_client *c = kit_go_with_client();
