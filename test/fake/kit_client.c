@@ -424,7 +424,8 @@ kit_conn *kit_client_conn(kit_client *c, unsigned n)
     rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
 
     pthread_mutex_lock(&c->lock);
-    while (n >= c->nconns || !c->conns[n].open) {
+    /* One that is lost at once may be over without having been open here. */
+    while (n >= c->nconns || !(c->conns[n].open || c->conns[n].closed)) {
         sleep_on(c, until, "a connection");
     }
     pthread_mutex_unlock(&c->lock);
