@@ -8,12 +8,16 @@
 #include "rdma_count.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/resource.h>
 
 #define STALL       5000    /* microseconds */
 #define NUDGE_FIRST 10000   /* microseconds */
 #define PAUSE       1000000 /* microseconds: after a want of resources */
+#define SPARE       32 /* descriptors that are httpd's */
 #define ARENA_MOST  ((size_t)64 << 20) /* bytes: pinned with locks held */
 
 /* ---- what we count ----------------------------------------------------- */
@@ -238,6 +242,30 @@ static void connect_failed(rdma_cache_slot *slot, const rdma_conn_failure *why)
     rdma_slot_bury(slot, declined_for(why), rdma_conn_cause_name(why->cause));
 }
 
+/* 1: so few descriptors are free that connecting, which takes three at a time and
+ * more for a new device, could leave httpd without one for a file. Looked at
+ * without taking any: the kernel gives the lowest numbers first, so the highest
+ * are free as long as there are many. */
+static int descriptors_are_short(void)
+{
+    struct pollfd fds[SPARE * 2];
+    struct rlimit limit;
+    unsigned spare = 0;
+    unsigned i;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) || limit.rlim_cur > INT_MAX) {
+        return 0;
+    }
+    for (i = 0; i < SPARE * 2; i++) { /* poll() passes over negative ones */
+        fds[i] = (struct pollfd){(int)limit.rlim_cur - 1 - (int)i, 0, 0};
+    }
+    (void)poll(fds, SPARE * 2, 0);
+    for (i = 0; i < SPARE * 2; i++) {
+        spare += (fds[i].revents & POLLNVAL) != 0;
+    }
+    return spare < SPARE;
+}
+
 static void connect_slot(rdma_cache_slot *slot)
 {
     rdma_cache *cache = slot->cache;
@@ -254,11 +282,15 @@ static void connect_slot(rdma_cache_slot *slot)
                            .remote = slot->remote,
                            .deadline = slot->deadline,
                            .cancel = &slot->cancel};
-    rdma_conn_failure why;
-    rdma_conn *c;
+    rdma_conn_failure why = {.cause = RDMA_CONN_CAUSE_RESOURCES,
+                             .error = EMFILE,
+                             .step = "its descriptors"};
+    rdma_conn *c = NULL;
 
     memcpy(to.token, slot->ep->key.token, sizeof(to.token));
-    rdma_conn_connect(&conf, &to, cache->events, &c, &why);
+    if (!descriptors_are_short()) {
+        rdma_conn_connect(&conf, &to, cache->events, &c, &why);
+    }
 
     if (c && !slot->set) { /* no memory for its bodies */
         rdma_conn_lock(c);

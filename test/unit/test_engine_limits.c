@@ -272,6 +272,43 @@ START_TEST(want_of_resources_makes_a_pause)
 }
 END_TEST
 
+/* So many are free. */
+static void leave_descriptors(rlim_t number)
+{
+    struct rlimit limit;
+    int next = dup(0);
+
+    ck_assert_int_ge(next, 64);
+    close(next);
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = (rlim_t)next + number;
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &limit), 0);
+}
+
+/* What is left is httpd's: nobody connects, and nobody takes any to find out. */
+START_TEST(descriptors_run_out)
+{
+    kit_client *c = kit_go_with_client();
+    int held[64];
+    unsigned i;
+
+    for (i = 0; i < 64; i++) {
+        held[i] = dup(0);
+    }
+    leave_descriptors(30);
+    kit_declined(c, RDMA_HDR_WRITE, 1, 1000, "wait", RDMA_HDR_MEMORY);
+    kit_declined(c, RDMA_HDR_WRITE, 2, 1000, "acquire", RDMA_HDR_MEMORY);
+    ck_assert_uint_eq(fake_connects(kit_client_port(c)), 0);
+    leave_descriptors(40);
+    kit_end_pause();
+    kit_await_slots(0);
+    kit_pass(c, RDMA_HDR_WRITE, 3, 1000);
+    for (i = 0; i < 64; i++) {
+        close(held[i]);
+    }
+}
+END_TEST
+
 /* ---- black holes ------------------------------------------------------- */
 
 /* Clients that did not answer last time have one connect each, with whatever
@@ -544,6 +581,7 @@ static void add(Suite *s)
     tcase_add_test(t, evicted_faster_than_taken_apart);
     tcase_add_test(t, want_of_resources_makes_a_pause);
     t = kit_group(s, "black holes");
+    tcase_add_test(t, descriptors_run_out);
     tcase_add_test(t, suspects_have_one_connect);
     tcase_add_test(t, suspects_have_half_of_the_connectors);
     tcase_add_test(t, queue_outlasts_a_connect);
