@@ -1,7 +1,7 @@
 #!/bin/sh
 # The documents and the code say the same: directives, message ids, declined
-# tokens, counters, support matrix, what the security checklist names, options of
-# the programs, the version. Run from the root.
+# tokens, counters, support matrix, faults, what the security checklist names,
+# options of the programs, the version. Run from the root.
 #
 #   docs.sh [PROGRAM...]    programs whose --help is held against docs/NAME.1
 set -u
@@ -71,14 +71,21 @@ if [ -z "$counters" ] || [ "$counters" != "$explained" ]; then
 else
     passed=$((passed + $(echo "$counters" | wc -l)))
 fi
-# The support matrix is what test_matrix.py asks for.
-table=$(/usr/bin/python3 -B test/e2e/matrix.py)
-if [ -n "$table" ] && [ "$table" = "$(grep '^|' docs/SUPPORT.md)" ]; then
-    passed=$((passed + $(echo "$table" | wc -l)))
-else
-    echo "docs: the table of docs/SUPPORT.md is not that of test/e2e/matrix.py" >&2
-    failed=$((failed + 1))
-fi
+# The support matrix is what test_matrix.py asks for, the table of faults what
+# test_faults.py brings about.
+for pair in SUPPORT:matrix FAULTS:faults; do
+    page=docs/${pair%:*}.md
+    rows=test/e2e/${pair#*:}.py
+    table=$(/usr/bin/python3 -B "$rows")
+    head=$(echo "$table" | head -n 1)
+    if [ -n "$table" ] &&
+        [ "$table" = "$(sed -n "\~^$head~,\$p" "$page" | grep '^|')" ]; then
+        passed=$((passed + $(echo "$table" | wc -l)))
+    else
+        echo "docs: the table of $page is not that of $rows" >&2
+        failed=$((failed + 1))
+    fi
+done
 # What docs/SECURITY.md names is there, as FILE:NAME a function, a macro or a test.
 # shellcheck disable=SC2016 # the backquotes are SECURITY.md's
 named=$(grep -oE '`[a-z0-9_/]+\.(c|h|py):[A-Za-z0-9_]+`' docs/SECURITY.md |
