@@ -10,11 +10,12 @@ MODES = ("write", "read")
 
 # Seconds, in the server's configuration.
 CONNECT, TIMEOUT, LEASE, HTTP, RESPAWN = 2, 1, 2, 2, 1
+SIW = 10  # its own, for a peer that does not answer its MPA request
 
 # What ends what the server holds, and when at the latest.
 DEADLINES = {
     "at once": 0,
-    "connect": CONNECT,            # RdmaConnectTimeout
+    "driver": SIW,                 # the request waits for CONNECT only
     "progress": 2 * TIMEOUT,       # until ABORT, and for its answer
     "lease": LEASE + TIMEOUT,      # the same, when all has been handed over
     "next child": RESPAWN,         # httpd looks once a second
@@ -50,9 +51,6 @@ FAULTS = ("kill", "stop", "link down", "loss", "HTTP reset", "device removed",
           "child crash")
 # HTTP is as silent as RDMA: a worker that has gone back to it may have to wait.
 SILENT = {"stop", "link down", "loss"}
-# Cells in which the deadline is exceeded; docs/FAULTS.md says why. A test that
-# finds it kept fails, too.
-NOT_KEPT = {("before connect", "device removed")}
 
 
 def deadline(fault, step, mode):
@@ -60,12 +58,10 @@ def deadline(fault, step, mode):
     first = step.name == "before connect"
     if fault == "child crash":
         return "next child"
+    if first and fault in ("stop", "loss", "link down", "device removed"):
+        return "driver"
     if fault in ("stop", "loss"):
-        if first:
-            return "connect"
         return "progress" if step.stream else "lease"
-    if fault == "link down" and first:
-        return "connect"
     # A client that has not seen the head does not know what it could give back.
     if fault == "HTTP reset" and mode == "read" and (
             first or step.gated or step.name == "after connect"):
@@ -101,8 +97,7 @@ def wanted():
     seen = {}
     for mode, step, fault in cells():
         seen.setdefault((mode, step.name), {})[fault] = \
-            "not kept" if (step.name, fault) in NOT_KEPT \
-            else deadline(fault, step, mode)
+            deadline(fault, step, mode)
     return seen
 
 
