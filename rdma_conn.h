@@ -114,7 +114,7 @@ typedef struct rdma_conn_conf {
     /* The protection domain to use on the id's device: called when the device is
      * known. NULL function: the connection allocates one of its own, and frees
      * it when destroyed (read kind at the server). A NULL domain returned:
-     * RDMA_CONN_CAUSE_RESOURCES. */
+     * RDMA_CONN_CAUSE_RESOURCES, or, with errno ENODEV, _DEVICE. */
     struct ibv_pd *(*domain)(void *baton, struct rdma_cm_id *id);
     /* The channel for receive completions on that device; non-blocking,
      * borrowed. Its events carry the rdma_conn as context. */
