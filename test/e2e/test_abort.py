@@ -121,22 +121,34 @@ def test_the_server_cuts_a_stream(client, mode, how):
     client.fetch(100_000, by=mode, alone=False)
 
 
+def tapped(client, path, *options, **more):
+    """What one body came to, and all that httpd has said on its connection."""
+    with relays.Tap(client.lab, (client.lab.server(), PORT)) as tap:
+        run = client.peer([path], "--server", tap.address,
+                          "--no-address-check", *options, **more)
+        assert tap.ended.wait(10)
+    body, = run.details
+    return body, tap.answer
+
+
+def cut_after_its_head(client, path, mode, *options):
+    """The body fails, and of HTTP nothing follows its head."""
+    body, answer = tapped(client, path, "--window", WINDOW, *options,
+                          mode=mode, verify=None)
+    assert (body["status"], body["result"]) == (200, "failed"), body
+    head, _, rest = answer.partition(b"\r\n\r\n")
+    assert b"\r\ntransfer-encoding: chunked" in head.lower(), answer
+    assert rest == b"", answer
+    client.httpd.access()
+    quiet()
+
+
 @MODES
 def test_the_cut_shows_in_http(client, mode):
     """The last chunk, which would end the body, does not come."""
     path = program(client, "shows", SIZE, SIZE // 2)
     client.httpd.expect({"RDMA0020": None})
-    with relays.Tap(client.lab, (client.lab.server(), PORT)) as tap:
-        run = client.peer([path], "--window", WINDOW, "--server", tap.address,
-                          "--no-address-check", mode=mode, verify=None)
-        assert tap.ended.wait(10)
-    body, = run.details
-    assert (body["status"], body["result"]) == (200, "failed"), run.json
-    head, _, rest = tap.answer.partition(b"\r\n\r\n")
-    assert b"\r\ntransfer-encoding: chunked" in head.lower(), tap.answer
-    assert rest == b"", tap.answer
-    client.httpd.access()
-    quiet()
+    cut_after_its_head(client, path, mode)
 
 
 def lua(client):
@@ -180,19 +192,8 @@ def test_nothing_follows_the_cut(client, mode, source):
     """Whoever made the body, or httpd, would say more."""
     (client.site.root / "kept-var").mkdir(exist_ok=True)
     (client.site.root / "kept-var").chmod(0o777)
-    path = source(client)
-    with relays.Tap(client.lab, (client.lab.server(), PORT)) as tap:
-        run = client.peer([path], "--window", WINDOW, "--server", tap.address,
-                          "--no-address-check", "--step",
-                          "first-message=disconnect", mode=mode, verify=None)
-        assert tap.ended.wait(10)
-    body, = run.details
-    assert (body["status"], body["result"]) == (200, "failed"), run.json
-    head, _, rest = tap.answer.partition(b"\r\n\r\n")
-    assert b"\r\ntransfer-encoding: chunked" in head.lower(), tap.answer
-    assert rest == b"", tap.answer
-    client.httpd.access()
-    quiet()
+    cut_after_its_head(client, source(client), mode, "--step",
+                       "first-message=disconnect")
 
 
 @pytest.mark.httpd(CONF.text + f"""
@@ -206,14 +207,10 @@ LoadModule headers_module {MODULES}/mod_headers.so
 def test_no_head_can_be_sent(client, mode, size):
     """httpd refuses each; then there is none, and not one without our field."""
     client.httpd.expect({"AH02430": None})
-    with relays.Tap(client.lab, (client.lab.server(), PORT)) as tap:
-        run = client.peer([client.site.file(size, "bad")], "--window",
-                          WINDOW if size == SIZE else size, "--server",
-                          tap.address, "--no-address-check", mode=mode)
-        assert tap.ended.wait(10)
-    body, = run.details
-    assert body["result"] == "failed", run.json
-    assert tap.answer == b""
+    body, answer = tapped(client, client.site.file(size, "bad"), "--window",
+                          WINDOW if size == SIZE else size, mode=mode)
+    assert body["result"] == "failed", body
+    assert answer == b""
     client.httpd.access()
     quiet()
 
