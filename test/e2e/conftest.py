@@ -169,6 +169,8 @@ def _keep(item, server):
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
     item.failed = item.failed or report.failed
+    if report.failed:  # the terminal tells it at the end of the run
+        _log_path(item, f"{call.when}-failed").write_text(report.longreprtext)
     if call.when == "call" and report.failed:
         server = item.funcargs.get("httpd")
         if server:

@@ -147,10 +147,10 @@ def soak(client, requests, trouble=None):
     what the server has counted."""
     chance = random.Random(SEED)
     print(f"SEED={SEED} N={requests}")
-    sizes = [int(16384 * 48 ** chance.random()) for _ in range(36)]
+    sizes = [int(16384 * 48 ** chance.random()) for _ in range(38)]
     # More than an eighth of the memory: chains of parts, and long rings. All
     # clients together never need the quarter that one address may have.
-    sizes += [chance.randrange(3_200_000, 4_500_000) for _ in range(4)]
+    sizes += [chance.randrange(3_200_000, 4_500_000) for _ in range(2)]
     paths = [client.site.file(size) for size in sizes]
     each = requests // (2 * CLIENTS)
     before = status()
