@@ -33,20 +33,28 @@ MaxKeepAliveRequests 0
 """
 
 
+def numbers_of(pid, file):
+    """{name: value} of its lines in /proc that have a number."""
+    lines = (line.split() for line
+             in Path(f"/proc/{pid}/{file}").read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines
+            if len(words) > 1 and words[1].isdigit()}
+
+
 def held(client):
     """What the child holds when all is quiet."""
     # Arenas that have been idle for five seconds are given back.
     wait_for(40, LeasesOpen=0, StreamsOpen=0, ArenasOpen=0,
              ConnectionsOpenWrite=CLIENTS, ConnectionsOpenRead=CLIENTS)
     child, = client.httpd.children()
-    values = dict(
-        line.split(":", 1) for line in
-        Path(f"/proc/{child}/status").read_text().splitlines())
-    kib = {name: int(values[name].split()[0]) for name in ("VmRSS", "VmPin")}
+    values = numbers_of(child, "status")
+    # VmRSS of `status` leaves out what each thread has not told yet.
+    kib = {"Rss": numbers_of(child, "smaps_rollup")["Rss"],
+           "VmPin": values["VmPin"]}
     objects = client.lab.objects()
     now = status()
     equal = {"descriptors": len(os.listdir(f"/proc/{child}/fd")),
-             "threads": int(values["Threads"]),
+             "threads": values["Threads"],
              "QPs": sum(" lqpn " in line for line in objects),
              "MRs": sum(" mrn " in line for line in objects),
              "objects": len(objects),
