@@ -185,8 +185,12 @@ def soak(client, requests, trouble=None):
     print(equal, kib, kib_then)
     assert equal_then == equal
     assert kib["VmPin"] > 0
+    # After fewer requests some threads have not served anything, and what they
+    # touch first is no growth.
+    most = 256 if requests >= 10_000 else 1024
     for name, value in kib.items():
-        assert kib_then[name] - value <= max(256, value // 100), (kib, kib_then)
+        assert kib_then[name] - value <= max(most, value // 100), \
+            (kib, kib_then)
     for run in runs:
         ended, out, err = client.finish(run)
         assert ended == 0, out + err
