@@ -69,12 +69,6 @@ def deadline(fault, step, mode):
     return "at once"
 
 
-def cells():
-    """All of (mode, step, fault)."""
-    return [(mode, step, fault) for mode in MODES for step in STEPS
-            if mode in step.at for fault in FAULTS]
-
-
 def table_of(seen):
     """The table of what was seen: {(mode, step's name): {fault: text}}; what
     was not tried is empty."""
@@ -94,11 +88,9 @@ def table_of(seen):
 
 def wanted():
     """The table of a run in which everything has passed."""
-    seen = {}
-    for mode, step, fault in cells():
-        seen.setdefault((mode, step.name), {})[fault] = \
-            deadline(fault, step, mode)
-    return seen
+    return {(mode, step.name): {fault: deadline(fault, step, mode)
+                                for fault in FAULTS}
+            for mode in MODES for step in STEPS if mode in step.at}
 
 
 if __name__ == "__main__":

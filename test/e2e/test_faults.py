@@ -243,12 +243,11 @@ def run(client, gate, mode, fault, steps):
     for number, step in enumerate(steps):
         began = time.monotonic()
         name = faults.deadline(fault, step, mode)
-        cell = f"{fault}, {step.name}, {mode}"
         try:
             one(client, mode, step, fault, number, most)
         except AssertionError as error:
             name = "FAIL"
-            wrong.append(f"{cell}: {error}")
+            wrong.append(f"{fault}, {step.name}, {mode}: {error}")
             client.lab.mend()
             client.httpd.start(client.httpd.running)
             level(client, mode)

@@ -197,25 +197,23 @@ START_TEST(client_of_another_depth)
 }
 END_TEST
 
-/* Nothing of what a client does right after its accept may leave a connection
- * behind that is neither usable nor closed. */
 /* 1: the first connection has brought the last word for this id; 0: it is closed,
  * and has not. */
 static int fin_comes(kit_client *c, uint32_t id)
 {
-    rdma_conn_time until = rdma_conn_now() + KIT_PATIENT;
-    int closed = 0;
+    int fin;
 
-    while (!closed && !kit_heard_of(c, id).fin) {
-        ck_assert_msg(rdma_conn_now() < until, "neither comes");
-        usleep(1000);
-        pthread_mutex_lock(&c->lock);
-        closed = c->conns[0].closed;
-        pthread_mutex_unlock(&c->lock);
+    pthread_mutex_lock(&c->lock);
+    while (!kit_entry(c, id)->fin && !c->conns[0].closed) {
+        kit_sleep_on(c, "the last word, or the end");
     }
-    return kit_heard_of(c, id).fin;
+    fin = kit_entry(c, id)->fin;
+    pthread_mutex_unlock(&c->lock);
+    return fin;
 }
 
+/* Nothing of what a client does right after its accept may leave a connection
+ * behind that is neither usable nor closed. */
 START_TEST(client_speaks_before_hello)
 {
     kit_client *c = kit_go_with_client();

@@ -580,8 +580,8 @@ static void add(Suite *s)
     tcase_add_test(t, prepared_connection);
     tcase_add_test(t, evicted_faster_than_taken_apart);
     tcase_add_test(t, want_of_resources_makes_a_pause);
-    t = kit_group(s, "black holes");
     tcase_add_test(t, descriptors_run_out);
+    t = kit_group(s, "black holes");
     tcase_add_test(t, suspects_have_one_connect);
     tcase_add_test(t, suspects_have_half_of_the_connectors);
     tcase_add_test(t, queue_outlasts_a_connect);
