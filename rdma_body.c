@@ -4,6 +4,7 @@
 #include "rdma_body_private.h"
 #include "rdma_count.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,6 +12,7 @@
 
 #define ARENA_LOOK 6000000 /* microseconds: then idle arenas are looked for */
 #define LINGER     100000  /* microseconds: to look for blocks on their way */
+#define MOMENT     500000  /* microseconds: what a healthy client takes at most */
 #define MESSAGES   3       /* of one id that may be queued at once */
 #define QUANTUM    ((uint64_t)64 * 1024) /* bytes: less is no progress */
 
@@ -259,6 +261,28 @@ int rdma_body_alive(const rdma_body *b)
 rdma_conn_time rdma_body_progress_deadline(const rdma_body *b)
 {
     return rdma_conn_now() + b->set->conf.timeout;
+}
+
+int rdma_body_wait(rdma_body *b, int (*test)(void *arg), void *arg)
+{
+    const rdma_body_conf *conf = &b->set->conf;
+    rdma_conn *c = b->set->conn;
+    rdma_conn_time deadline = rdma_body_progress_deadline(b);
+    rdma_conn_time moment = rdma_conn_now() + MOMENT;
+    int rc;
+
+    if (rdma_body_holds_worker(b) || moment >= deadline) { /* it is counted */
+        return rdma_conn_wait(c, test, arg, deadline);
+    }
+    rc = rdma_conn_wait(c, test, arg, moment);
+    if (rc == ETIMEDOUT) {
+        if (conf->hold(conf->baton)) {
+            return EBUSY;
+        }
+        rc = rdma_conn_wait(c, test, arg, deadline);
+        conf->unhold(conf->baton);
+    }
+    return rc;
 }
 
 typedef struct consuming {

@@ -46,6 +46,8 @@ typedef struct rdma_body_conf {
     size_t arena_max;    /* bytes: read kind: the largest arena */
     size_t arenas_max;   /* bytes: read kind: what all that count here have */
     size_t *arenas;      /* bytes: read kind: that they have now; atomic */
+    size_t blocks_max;   /* bytes: write kind: the same, of pools */
+    size_t *blocks;
     rdma_conn_time timeout;       /* progress, microseconds */
     rdma_conn_time lease_timeout; /* without CONSUMED progress */
     /* The progress thread is to call rdma_body_expire() at `when`, if it would
@@ -54,6 +56,11 @@ typedef struct rdma_body_conf {
     /* There is not enough memory for a body: make other connections give back
      * what is idle. A worker's thread, nothing locked. May be NULL. */
     void (*reclaim)(void *baton);
+    /* A worker is about to wait for a client for longer than a moment, with a
+     * body that does not hold one (rdma_body_holds_worker): 0, or not 0: too
+     * many do, and it must not. Connection locked. */
+    int (*hold)(void *baton);
+    void (*unhold)(void *baton);
     /* As rdma_conn_handler's log. May be NULL. */
     void (*log)(void *baton, int level, const char *line);
     void *baton;

@@ -112,6 +112,8 @@ void rdma_body_settle(rdma_body *b);
 /* Neither the connection nor the client has ended it. */
 int rdma_body_alive(const rdma_body *b);
 rdma_conn_time rdma_body_progress_deadline(const rdma_body *b);
+/* [locked] As rdma_conn_wait(), for RdmaTimeout; EBUSY: too many workers wait. */
+int rdma_body_wait(rdma_body *b, int (*test)(void *arg), void *arg);
 /* [locked] Wait until the client has consumed so many bytes; it has to advance
  * within every RdmaTimeout. 0 or -1. */
 int rdma_body_await_consumed(rdma_body *b, uint64_t bytes);

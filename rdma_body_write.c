@@ -17,6 +17,24 @@ static void limit_blocks(rdma_body *b)
     }
 }
 
+/* So many blocks, within what their client may have: several at a time of the first
+ * half of that, so that many bodies of one client find one each. 0 or -1. */
+static int take(rdma_body *b, unsigned n, char *bases[])
+{
+    const rdma_body_conf *conf = &b->set->conf;
+    size_t bytes = (size_t)n * RDMA_MEM_BLOCK;
+    size_t has = __atomic_add_fetch(conf->blocks, bytes, __ATOMIC_RELAXED);
+    size_t most = n > 1 ? conf->blocks_max / 2 : conf->blocks_max;
+
+    /* However little there is, it has one. */
+    if ((has <= most || has == RDMA_MEM_BLOCK)
+        && rdma_mem_pool_take(conf->pool, n, bases) == 0) {
+        return 0;
+    }
+    __atomic_sub_fetch(conf->blocks, bytes, __ATOMIC_RELAXED);
+    return -1;
+}
+
 static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
 {
     rdma_mem_pool *pool = b->set->conf.pool;
@@ -36,7 +54,7 @@ static rdma_hdr_declined reserve(rdma_body *b, const rdma_hdr_request *req)
     else if (b->total <= (RDMA_BODY_BLOCKS - 1) * RDMA_MEM_BLOCK) {
         n = (unsigned)((b->total + RDMA_MEM_BLOCK - 1) / RDMA_MEM_BLOCK);
     }
-    while (!pool || rdma_mem_pool_take(pool, n, bases)) {
+    while (!pool || take(b, n, bases)) {
         if (!pool || n == 1) {
             return RDMA_HDR_MEMORY;
         }
@@ -75,8 +93,7 @@ static char *space(rdma_body *b, size_t *room)
 
     rdma_conn_lock(c);
     if (rdma_body_alive(b)
-        && rdma_conn_wait(c, block_is_free, b, rdma_body_progress_deadline(b))
-               == 0
+        && rdma_body_wait(b, block_is_free, b) == 0
         && rdma_body_alive(b)) {
         *room = block_room(b) - b->filled;
         at = b->blocks[b->current].base + b->filled;
@@ -89,6 +106,8 @@ static void give_block(rdma_body *b, body_block *k)
 {
     if (k->base && !k->busy) {
         rdma_mem_pool_give(b->set->conf.pool, k->base);
+        __atomic_sub_fetch(b->set->conf.blocks, RDMA_MEM_BLOCK,
+                           __ATOMIC_RELAXED);
         k->base = NULL;
     }
 }
@@ -149,9 +168,7 @@ static int write_block(rdma_body *b)
         && rdma_body_await_consumed(b, b->committed - b->window)) {
         return -1;
     }
-    if (rdma_conn_wait(b->set->conn, try_write, &w,
-                       rdma_body_progress_deadline(b))
-        || w.rc) {
+    if (rdma_body_wait(b, try_write, &w) || w.rc) {
         return -1;
     }
     b->spoken_of = 1; /* the connection may have been closed for it */
@@ -253,8 +270,7 @@ static int finish(rdma_body *b)
         b->flying--;
         return -1;
     }
-    if (rdma_conn_wait(c, has_been_sent, b, rdma_body_progress_deadline(b))
-        || b->sent_state != 1) {
+    if (rdma_body_wait(b, has_been_sent, b) || b->sent_state != 1) {
         return -1;
     }
     return 0;

@@ -384,9 +384,14 @@ static int answers(rdma_cache_slot *slot)
     }
     else if (now - rdma_conn_heard(c) >= SILENCE) {
         s.since = rdma_conn_heard(c);
-        if (rdma_conn_ping(c)
+        if (slot->asked_at <= s.since) { /* else one question is enough */
+            slot->asked_at = now;
+            rc = rdma_conn_ping(c) ? -1 : 0;
+        }
+        if (rc
             || rdma_conn_wait(c, has_spoken, &s,
-                              now + slot->cache->conf.connect_timeout)) {
+                              slot->asked_at
+                                  + slot->cache->conf.connect_timeout)) {
             rc = -1;
         }
         /* What is under way may be what the answer has to wait for: it has
@@ -464,24 +469,19 @@ void rdma_cache_release(rdma_cache_slot *slot)
 
 int rdma_cache_stream_begin(rdma_cache *cache)
 {
-    int rc = -1;
-
-    pthread_mutex_lock(&cache->lock);
-    if (cache->streams < cache->conf.max_streams) {
-        cache->streams++;
-        rdma_count_add(RDMA_COUNT_StreamsOpen, 1);
-        rc = 0;
+    if (__atomic_add_fetch(&cache->streams, 1, __ATOMIC_RELAXED)
+        > cache->conf.max_streams) {
+        __atomic_sub_fetch(&cache->streams, 1, __ATOMIC_RELAXED);
+        return -1;
     }
-    pthread_mutex_unlock(&cache->lock);
-    return rc;
+    rdma_count_add(RDMA_COUNT_StreamsOpen, 1);
+    return 0;
 }
 
 void rdma_cache_stream_end(rdma_cache *cache)
 {
-    pthread_mutex_lock(&cache->lock);
-    cache->streams--;
+    __atomic_sub_fetch(&cache->streams, 1, __ATOMIC_RELAXED);
     rdma_count_sub(RDMA_COUNT_StreamsOpen, 1);
-    pthread_mutex_unlock(&cache->lock);
 }
 
 /* ---- stopping ---------------------------------------------------------- */

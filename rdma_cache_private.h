@@ -21,6 +21,7 @@
 #define RDMA_CACHE_CONNECTORS  8
 #define RDMA_CACHE_PER_CLIENT  4 /* connects in flight to one address */
 #define RDMA_CACHE_SUSPECTS    4 /* ... to all that did not answer last time */
+#define RDMA_CACHE_STRANGERS   6 /* ... to all that have never answered */
 #define RDMA_CACHE_DEVICES     16
 #define RDMA_CACHE_IDS         1024  /* behind the newest that are remembered */
 #define RDMA_CACHE_ENDPOINTS   8192  /* that are remembered */
@@ -55,7 +56,9 @@ typedef struct client {
     unsigned endpoints;
     unsigned connecting; /* slots CONNECTING */
     int suspect;         /* its last connect was not answered at all */
+    int known;           /* one has been answered, ever */
     size_t arenas;       /* bytes, of all its connections; atomic */
+    size_t blocks;       /* the same, of the pools */
 } client;
 
 typedef struct endpoint_key {
@@ -109,6 +112,7 @@ struct rdma_cache_slot {
     int cancel; /* atomic: the connect is given up */
     rdma_conn *conn;
     rdma_body_set *set; /* made in opened(), under the connection's lock */
+    rdma_conn_time asked_at; /* when it was silent; under that lock, too */
 };
 
 typedef struct device {
@@ -143,7 +147,7 @@ struct rdma_cache {
     unsigned nendpoints;
     rdma_cache_slot *slots;
     unsigned burials; /* slots that are off the list and not yet freed */
-    unsigned streams;
+    unsigned streams;        /* workers that are held by a client; atomic */
     rdma_conn_time retry_at; /* nobody connects before: we lack resources */
     int started;
     int refused;  /* threads could not be started: nothing by RDMA */

@@ -97,6 +97,20 @@ static void body_reclaim(void *baton)
     pthread_mutex_unlock(&cache->lock);
 }
 
+static int body_hold(void *baton)
+{
+    const rdma_cache_slot *slot = baton;
+
+    return rdma_cache_stream_begin(slot->cache);
+}
+
+static void body_unhold(void *baton)
+{
+    const rdma_cache_slot *slot = baton;
+
+    rdma_cache_stream_end(slot->cache);
+}
+
 static void body_log(void *baton, int level, const char *line)
 {
     const rdma_cache_slot *slot = baton;
@@ -114,10 +128,13 @@ static void conn_opened(void *baton, rdma_conn *c)
                            .arena_max = most,
                            .arenas_max = share,
                            .arenas = &slot->ep->client->arenas,
+                           .blocks = &slot->ep->client->blocks,
                            .timeout = cache->conf.timeout,
                            .lease_timeout = cache->conf.lease_timeout,
                            .remind = body_remind,
                            .reclaim = body_reclaim,
+                           .hold = body_hold,
+                           .unhold = body_unhold,
                            .log = body_log,
                            .baton = slot};
 
@@ -125,6 +142,7 @@ static void conn_opened(void *baton, rdma_conn *c)
     rdma_count_add(open_of(slot), 1);
     if (slot->kind == RDMA_HDR_WRITE) {
         conf.pool = rdma_device_pool(slot);
+        conf.blocks_max = conf.pool ? rdma_mem_pool_bytes(conf.pool) / 2 : 0;
     }
     slot->set = rdma_body_set_create(c, &conf);
 }
@@ -321,25 +339,36 @@ static void connect_slot(rdma_cache_slot *slot)
     pthread_mutex_unlock(&cache->lock);
 }
 
-/* [cache locked] Connects in flight to clients that did not answer last time. */
-static unsigned connecting_to_suspects(const rdma_cache *cache)
+/* Connects in flight to clients that did not answer last time, and to those that
+ * have never answered. */
+typedef struct crowd {
+    unsigned suspects, strangers;
+} crowd;
+
+/* [cache locked] */
+static crowd connecting_now(const rdma_cache *cache)
 {
     const rdma_cache_slot *s;
-    unsigned n = 0;
+    crowd n = {0, 0};
 
     for (s = cache->slots; s; s = s->next) {
-        n += s->state == CONNECTING && s->ep->client->suspect;
+        n.suspects += s->state == CONNECTING && s->ep->client->suspect;
+        n.strangers += s->state == CONNECTING && !s->ep->client->known;
     }
     return n;
 }
 
 /* [cache locked] 1: a connect to this client leaves enough to others. A client
  * may have half of the connectors; one that did not answer last time has one,
- * and all of those together have half. */
-static int may_connect(const client *who, unsigned to_suspects)
+ * and all of those together have half. Who has never answered leaves some to
+ * those who have. */
+static int may_connect(const client *who, crowd n)
 {
+    if (!who->known && n.strangers >= RDMA_CACHE_STRANGERS) {
+        return 0;
+    }
     return who->suspect
-               ? who->connecting == 0 && to_suspects < RDMA_CACHE_SUSPECTS
+               ? who->connecting == 0 && n.suspects < RDMA_CACHE_SUSPECTS
                : who->connecting < RDMA_CACHE_PER_CLIENT;
 }
 
@@ -355,12 +384,12 @@ static int goes_before(const rdma_cache_slot *a, const rdma_cache_slot *b)
 /* [cache locked] The slot whose turn it is, or NULL. */
 static rdma_cache_slot *next_queued(rdma_cache *cache)
 {
-    unsigned to_suspects = connecting_to_suspects(cache);
+    crowd n = connecting_now(cache);
     rdma_cache_slot *best = NULL;
     rdma_cache_slot *s;
 
     for (s = cache->slots; s; s = s->next) {
-        if (s->state == QUEUED && may_connect(s->ep->client, to_suspects)
+        if (s->state == QUEUED && may_connect(s->ep->client, n)
             && (!best || goes_before(s, best))) {
             best = s;
         }

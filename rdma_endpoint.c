@@ -182,6 +182,7 @@ void rdma_endpoint_has_answered(endpoint *ep, rdma_hdr_kind kind)
 {
     ep->backoff[kind - 1u] = 0;
     ep->client->suspect = 0;
+    ep->client->known = 1;
 }
 
 /* ---- ids --------------------------------------------------------------- */

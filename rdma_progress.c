@@ -193,6 +193,9 @@ static void scan_slot(rdma_cache_slot *s, rdma_conn_time now,
             if (cache->stopping) {
                 __atomic_store_n(&s->cancel, 1, __ATOMIC_RELAXED);
             }
+            else { /* its connector may be in the driver for longer */
+                s->ep->client->suspect = 1;
+            }
             pthread_kill(s->connector, RDMA_CACHE_KICK_SIGNAL);
             when = now + RDMA_CACHE_KICK;
         }

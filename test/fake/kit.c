@@ -47,6 +47,7 @@ void kit_setup(void)
                                  .timeout = 5 * KIT_SECOND,
                                  .lease_timeout = 5 * KIT_SECOND,
                                  .idle_timeout = 60 * KIT_SECOND,
+                                 .max_streams = 32,
                                  .max_connections = 32,
                                  .max_connections_per_client = 8,
                                  .log = log_line};

@@ -60,6 +60,7 @@ static rdma_mem *mem;
 static struct ibv_pd *pd;
 static rdma_mem_pool *pool;
 static size_t arenas; /* bytes */
+static size_t of_pool; /* the same */
 
 static struct server {
     rdma_hdr_kind kind;
@@ -234,6 +235,17 @@ static void reclaim(void *baton)
     rdma_conn_unlock(s.c);
 }
 
+static int hold(void *baton)
+{
+    (void)baton;
+    return 0;
+}
+
+static void unhold(void *baton)
+{
+    (void)baton;
+}
+
 static void log_body(void *baton, int level, const char *line)
 {
     (void)baton;
@@ -248,6 +260,10 @@ static void on_opened(void *baton, rdma_conn *c)
                            .arena_max = 128 * 1024,
                            .arenas_max = 256 * 1024,
                            .arenas = &arenas,
+                           .blocks_max = SIZE_MAX,
+                           .blocks = &of_pool,
+                           .hold = hold,
+                           .unhold = unhold,
                            .timeout = TIMEOUT,
                            .lease_timeout = LEASE,
                            .remind = remind,
@@ -726,7 +742,8 @@ static void check_nothing_left(unsigned objects)
         rdma_mem_pool_give(pool, blocks[i - 1]);
     }
     rdma_mem_usage_get(mem, &u);
-    FUZZ_ASSERT(u.used == rdma_mem_pool_bytes(pool) && arenas == 0);
+    FUZZ_ASSERT(u.used == rdma_mem_pool_bytes(pool) && arenas == 0
+                && of_pool == 0);
     for (id = 0; id < RDMA_COUNT_N; id++) {
         FUZZ_ASSERT(rdma_count_infos[id].kind != RDMA_COUNT_GAUGE
                     || rdma_count_here->of[id] == 0);

@@ -156,7 +156,7 @@ START_TEST(more_writes_than_fit)
     kit_client *c;
     kit_gang g;
 
-    kit.conf.memory = 64 * 1024 * 1024;
+    kit.conf.memory = 192 * 1024 * 1024;
     kit.conf.timeout = 20 * KIT_SECOND;
     c = kit_go_with_client();
     kit_pass(c, RDMA_HDR_WRITE, 1, 1000);
@@ -189,7 +189,7 @@ START_TEST(room_comes_just_before_the_sleep)
     uint32_t n = 0;
     uint32_t i;
 
-    kit.conf.memory = 48 * 1024 * 1024;
+    kit.conf.memory = 192 * 1024 * 1024;
     c = kit_go_with_client();
     while ((room = RDMA_CONN_DATA - (id ? fake_stuck(id) : 0)) > 0) {
         w[n] = kit_request(c, RDMA_HDR_WRITE, n + 1, 5 * BLOCK);
@@ -281,7 +281,7 @@ START_TEST(blocks_run_out)
     b = kit_request(c, RDMA_HDR_WRITE, 2, 8 * BLOCK);
     b.at = 10 * BLOCK;
     kit_start(&a, 0);
-    kit_start(&b, 0); /* with one block instead of four */
+    kit_start(&b, 0); /* with one block each instead of four */
     kit_declined(c, RDMA_HDR_WRITE, 3, 1, "open", RDMA_HDR_MEMORY);
     kit_complete(&b);
     kit_abandon(&a, RDMA_HDR_ABORT_CANCELLED);

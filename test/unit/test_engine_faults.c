@@ -176,7 +176,7 @@ START_TEST(client_aborts_one_of_eight)
     kit_work w[8];
     unsigned i;
 
-    kit.conf.memory = 24 * 1024 * 1024;
+    kit.conf.memory = 32 * 1024 * 1024;
     c = kit_go_with_client();
     for (i = 0; i < 8; i++) {
         w[i] = kit_request(c, RDMA_HDR_WRITE, i + 1, 5 * BLOCK);

@@ -41,6 +41,33 @@ START_TEST(arenas_of_one_address)
 }
 END_TEST
 
+/* Nor has it more than half of the blocks for writing. */
+START_TEST(blocks_of_one_address)
+{
+    enum { MANY = 5 }; /* the first takes four, and each of the others one */
+    kit_client *same[MANY + 1];
+    kit_work w[MANY];
+    unsigned i;
+
+    kit.conf.memory = 32 * BLOCK; /* half of them for writing */
+    kit_go();
+    for (i = 0; i <= MANY; i++) {
+        same[i] = kit_client_new("192.0.2.1");
+    }
+    for (i = 0; i < MANY; i++) {
+        w[i] = kit_request(same[i], RDMA_HDR_WRITE, 1, 4 * BLOCK);
+        kit_start(&w[i], 0);
+    }
+    kit_declined(same[i], RDMA_HDR_WRITE, 1, 1000, "open", RDMA_HDR_MEMORY);
+    kit_pass(kit_client_new("192.0.2.2"), RDMA_HDR_WRITE, 1, 4 * BLOCK);
+    for (i = 0; i < MANY; i++) {
+        kit_complete(&w[i]);
+    }
+    kit_await_all_blocks();
+    kit_pass(same[MANY], RDMA_HDR_WRITE, 2, 4 * BLOCK);
+}
+END_TEST
+
 /* However much there is, nobody waits for it to be pinned: more is streamed. */
 START_TEST(arenas_are_not_huge)
 {
@@ -181,6 +208,92 @@ START_TEST(busy_connection_is_slow_to_answer)
     kit_join(&w);
     kit_take(&w);
     kit_next_works(c, RDMA_HDR_WRITE, 4, 1);
+}
+END_TEST
+
+/* It is asked once, and after that nobody waits for its answer again. */
+START_TEST(silent_connection_is_asked_once)
+{
+    kit_client *c;
+    kit_work w;
+    rdma_conn_time began;
+    uint32_t id;
+
+    kit.conf.lease_timeout = kit.conf.timeout = 60 * KIT_SECOND;
+    kit.conf.connect_timeout = 2 * KIT_SECOND;
+    c = kit_go_with_client();
+    w = kit_lease(c, RDMA_HDR_READ, 1, 1000); /* for which it is kept */
+    kit_freeze(c, 1);
+    kit_age(6 * KIT_SECOND);
+    kit_declined(c, RDMA_HDR_READ, 2, 1000, "wait", RDMA_HDR_CONNECT);
+    began = rdma_conn_now();
+    for (id = 3; id <= 60; id++) {
+        kit_declined(c, RDMA_HDR_READ, id, 1000, "wait", RDMA_HDR_CONNECT);
+    }
+    ck_assert_int_lt(rdma_conn_now() - began, kit.conf.connect_timeout);
+    kit_freeze(c, 0);
+    kit_take(&w);
+    kit_await_no_bodies(); /* the last word has been heard */
+    kit_next_works(c, RDMA_HDR_READ, 61, 1);
+}
+END_TEST
+
+static unsigned how_many_are_over(kit_work *w, unsigned n)
+{
+    unsigned over = 0;
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        pthread_mutex_lock(&w[i].client->lock);
+        over += w[i].over != 0;
+        pthread_mutex_unlock(&w[i].client->lock);
+    }
+    return over;
+}
+
+/* Small bodies hold no worker, unless their client takes nothing: then they count
+ * as streams do, and whoever is too many is told so at once. */
+START_TEST(clients_that_take_nothing_hold_half_of_the_workers)
+{
+    enum { MANY = 16, HALF = 2 }; /* more than go on the way */
+    kit_client *c;
+    kit_work w[MANY];
+    rdma_conn_time until;
+    unsigned failed = 0;
+    unsigned i;
+
+    kit.conf.timeout = 60 * KIT_SECOND;
+    kit.conf.max_streams = HALF;
+    kit.conf.memory = 32 * 1024 * 1024;
+    c = kit_go_with_client();
+    kit_pass(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_await_no_bodies();
+    kit_freeze(c, 1);
+    for (i = 0; i < MANY; i++) {
+        w[i] = kit_request(c, RDMA_HDR_WRITE, i + 2, 1000);
+        w[i].at = i * BLOCK;
+        kit_run(&w[i], kit_serve_thread);
+    }
+    until = rdma_conn_now() + KIT_PATIENT;
+    while (how_many_are_over(w, MANY) < MANY - HALF) {
+        ck_assert_msg(rdma_conn_now() < until, "they wait");
+        usleep(1000);
+    }
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_StreamsOpen), HALF);
+    kit_freeze(c, 0);
+    for (i = 0; i < MANY; i++) {
+        kit_join(&w[i]);
+        failed += w[i].step != NULL;
+    }
+    ck_assert_uint_gt(failed, 0);
+    ck_assert_uint_le(failed, MANY - HALF);
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_StreamsOpen), 0);
+    for (i = 0; i < MANY; i++) {
+        if (!w[i].step) {
+            kit_take(&w[i]);
+        }
+    }
+    kit_next_works(c, RDMA_HDR_WRITE, MANY + 2, 1);
 }
 END_TEST
 
@@ -378,6 +491,31 @@ START_TEST(suspects_have_half_of_the_connectors)
 }
 END_TEST
 
+/* Addresses that nobody knows, however many, leave connectors to those that have
+ * answered before. */
+START_TEST(strangers_leave_some_connectors)
+{
+    static const char *const strange[2] = {"192.0.2.1", "192.0.2.2"};
+    kit_work w[8];
+    unsigned i;
+
+    kit.conf.connect_timeout = 60 * KIT_SECOND;
+    kit_go();
+    kit_pass(kit_client_new("192.0.2.3"), RDMA_HDR_WRITE, 1, 1000);
+    for (i = 0; i < 8; i++) {
+        kit_fall_in(&w[i], strange[i % 2]);
+    }
+    kit_await_slots(9);
+    kit_pass(kit_client_new("192.0.2.3"), RDMA_HDR_WRITE, 1, 1000);
+    kit_await_slots(10); /* they hang all the while */
+    kit_stop();
+    for (i = 0; i < 8; i++) {
+        kit_join(&w[i]);
+        ck_assert_str_eq(w[i].step, "wait");
+    }
+}
+END_TEST
+
 /* Whoever waits behind the connects of its own address gets its turn. */
 START_TEST(queue_outlasts_a_connect)
 {
@@ -568,6 +706,7 @@ static void add(Suite *s)
     TCase *t = kit_group(s, "memory");
 
     tcase_add_test(t, arenas_of_one_address);
+    tcase_add_test(t, blocks_of_one_address);
     tcase_add_test(t, arenas_are_not_huge);
     tcase_add_test(t, many_of_one_address);
     tcase_add_loop_test(t, nothing_is_registered_on_the_way, 0, 2);
@@ -576,6 +715,8 @@ static void add(Suite *s)
     tcase_add_test(t, pool_is_registered_unlocked);
     t = kit_group(s, "connections");
     tcase_add_test(t, busy_connection_is_slow_to_answer);
+    tcase_add_test(t, clients_that_take_nothing_hold_half_of_the_workers);
+    tcase_add_test(t, silent_connection_is_asked_once);
     tcase_add_test(t, deep_client_says_nothing);
     tcase_add_test(t, prepared_connection);
     tcase_add_test(t, evicted_faster_than_taken_apart);
@@ -584,6 +725,7 @@ static void add(Suite *s)
     t = kit_group(s, "black holes");
     tcase_add_test(t, suspects_have_one_connect);
     tcase_add_test(t, suspects_have_half_of_the_connectors);
+    tcase_add_test(t, strangers_leave_some_connectors);
     tcase_add_test(t, queue_outlasts_a_connect);
     tcase_add_test(t, back_off_doubles);
     t = kit_group(s, "devices");
