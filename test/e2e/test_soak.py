@@ -31,9 +31,9 @@ MaxRequestWorkers 32
 MaxSpareThreads 32
 MaxKeepAliveRequests 0
 """
-# One heap for all threads, and nothing kept back for each of them: of eight heaps
-# per core and of the caches of some seventy threads each keeps what it has ever
-# needed, and they need it one after the other, for as long as one looks.
+# One heap for all threads, and nothing kept back for each of them: of eight
+# heaps per core and of the caches of some seventy threads each keeps what it
+# has ever needed, and they need it one after the other, for as long as one looks.
 ONE_HEAP = ("env", "GLIBC_TUNABLES=glibc.malloc.arena_max=1:"
             "glibc.malloc.tcache_count=0")
 
@@ -70,14 +70,17 @@ def held(client):
 
 
 class Trouble(threading.Thread):
-    """Clients at another address that leave, lie, stop or are killed, at any
-    step, and a wire that loses; one after the other, as chance will have it."""
+    """Clients at another address that leave, lie, stop, are killed or cut off,
+    at any step, and a wire that loses; one after the other, as chance will have
+    it."""
+    KINDS = ("leave", "lie", "kill", "stop", "vanish", "wire")
 
     def __init__(self, client, path, chance):
         super().__init__()
         self.client = client
         self.path = path
         self.chance = chance
+        self._away = client.lab.env["CLIENTS4"].split()[1]
         self.done = Counter()
         self.wrong = []
         self._may = threading.Event()
@@ -85,12 +88,15 @@ class Trouble(threading.Thread):
         self._over = False
 
     def run(self):
+        kinds = []
         while not self._over:
-            if not self._may.wait(0.1):
+            if not kinds and not self._may.wait(0.1):
                 self._quiet.set()
                 continue
-            what = self.chance.choice((self.leave, self.lie, self.kill,
-                                       self.stop, self.wire))
+            if not kinds:
+                kinds = [getattr(self, kind) for kind in self.KINDS]
+                self.chance.shuffle(kinds)
+            what = kinds.pop()
             try:
                 what()
                 self.done[what.__name__] += 1
@@ -102,7 +108,7 @@ class Trouble(threading.Thread):
         self._may.set()
 
     def pause(self):
-        """Until nothing is under way."""
+        """Until each kind has had its turn and nothing is under way."""
         self._may.clear()
         assert self._quiet.wait(100)
         assert not self.wrong, self.wrong
@@ -112,10 +118,9 @@ class Trouble(threading.Thread):
         self.join()
 
     def _start(self, *options):
-        away = self.client.lab.env["CLIENTS4"].split()[1]
         return self.client.start_peer(
-            [self.path], "--bind", away, "--window", WINDOW, "--timeout", 10,
-            "--progress", 2, "--linger", 300, *options,
+            [self.path], "--bind", self._away, "--window", WINDOW,
+            "--timeout", 10, "--progress", 2, "--linger", 300, *options,
             mode=self.chance.choice(MODES), requests=2, full=False)
 
     def _judge(self, process):
@@ -145,6 +150,15 @@ class Trouble(threading.Thread):
                                                 signal.SIGKILL)))
         self._judge(process)
 
+    def vanish(self):
+        """For some time nothing reaches them any more."""
+        process = self._start("--clients", 3)
+        time.sleep(self.chance.uniform(0, 1))
+        self.client.lab.black_hole(self._away)
+        time.sleep(self.chance.uniform(0, 8))
+        self.client.lab.mend()
+        self._judge(process)
+
     def wire(self):
         self.client.lab.netem(
             "delay", f"{self.chance.randrange(1, 20)}ms", "1ms",
@@ -156,8 +170,8 @@ class Trouble(threading.Thread):
 
 def soak(client, requests, trouble=None):
     """So many requests of both modes, whose bodies are all right and all by
-    RDMA; what the child holds after a tenth of them (half of few) and at the end. Returns
-    what the server has counted."""
+    RDMA; what the child holds after a tenth of them (half of few) and at the
+    end. Returns what the server has counted."""
     chance = random.Random(SEED)
     print(f"SEED={SEED} N={requests}")
     sizes = [int(16384 * 48 ** chance.random()) for _ in range(38)]
@@ -166,8 +180,8 @@ def soak(client, requests, trouble=None):
     sizes += [chance.randrange(3_200_000, 4_500_000) for _ in range(2)]
     paths = [client.site.file(size) for size in sizes]
     each = requests // (2 * CLIENTS)
-    # After a tenth of few some threads have not served anything: what they touch
-    # first is no growth.
+    # After a tenth of few some threads have not served anything: what they
+    # touch first is no growth.
     first = each // (10 if requests >= 10_000 else 2)
     before = status()
     runs = [client.start_peer(
@@ -242,4 +256,4 @@ def test_under_fire(client, requests):
         trouble.end()
         client.lab.mend()
         print(dict(trouble.done))
-    assert trouble.done
+    assert trouble.done.keys() == set(trouble.KINDS)
