@@ -571,10 +571,13 @@ void *rdmahttp_serve(void *arg)
 
 void rdmahttp_serve_end(rdmahttp_endpoint *ep)
 {
+    rdmahttp_peer *p, *later;
+
     rdmahttp_endpoint_deaf(ep); /* then the events have an end */
     while (cm_event(ep) == 0) { /* no id may be left unseen */
     }
-    while (ep->peers) {
-        end_peer(ep->peers);
+    for (p = ep->peers; p; p = later) {
+        later = p->next;
+        end_peer(p);
     }
 }
