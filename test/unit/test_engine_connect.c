@@ -352,6 +352,34 @@ START_TEST(limit_in_all_spares_what_is_in_use)
 }
 END_TEST
 
+/* Whoever names the same client, but for one thing, gets nothing of its connection:
+ * another token, a token that was overheard and comes from another address, or is
+ * used at another port. */
+START_TEST(an_endpoint_is_address_port_and_token)
+{
+    kit_client *c = kit_go_with_client();
+    kit_client *other = kit_client_new("192.0.2.1");
+    kit_work w;
+
+    kit_pass(c, RDMA_HDR_READ, 1, 1000);
+    w = kit_request(c, RDMA_HDR_READ, 2, 1000);
+    if (_i == 0) {
+        c->token[RDMA_HDR_TOKEN_LEN - 1] ^= 1;
+    }
+    else if (_i == 1) {
+        inet_pton(AF_INET, "192.0.2.3", &c->addr.sin_addr);
+    }
+    else {
+        memcpy(other->token, c->token, sizeof(c->token));
+        w.client = other;
+    }
+    kit_serve(&w);
+    kit_take(&w); /* the fake looks at ports only: the same client answers */
+    kit_await_slots(2);
+    ck_assert_uint_eq(c->nreqs + other->nreqs, 2);
+}
+END_TEST
+
 START_TEST(limit_per_client)
 {
     kit_client *same[3], *other;
@@ -574,6 +602,7 @@ static void add(Suite *s)
     tcase_add_test(t, silent_connection_does_not_answer);
     tcase_add_test(t, limit_in_all_evicts_the_one_idle_for_longest);
     tcase_add_test(t, limit_in_all_spares_what_is_in_use);
+    tcase_add_loop_test(t, an_endpoint_is_address_port_and_token, 0, 3);
     tcase_add_test(t, limit_per_client);
     t = kit_group(s, "stopping");
     tcase_add_test(t, graceful_stop_waits_for_leases);

@@ -64,12 +64,18 @@ static kit_work other_lease(void)
     return kit_lease(kit_client_new("192.0.2.2"), RDMA_HDR_READ, 1, 10000);
 }
 
+static unsigned protocol_errors(void)
+{
+    return (unsigned)kit_count(RDMA_COUNT_ConnectionsClosedProtocol);
+}
+
 /* The connection ends, and the other client's does not. */
 START_TEST(client_lies)
 {
     rdma_hdr_kind kind = kit_kinds[_i];
     kit_client *c = kit_go_with_client();
     kit_work w, o = other_lease();
+    unsigned punished = 0;
     int i;
 
     for (i = 0; i < LIES; i++) {
@@ -88,6 +94,9 @@ START_TEST(client_lies)
         }
         kit_await_closed(c, (unsigned)i);
         kit_await_slots(1);
+        punished += lies[i].len <= 64; /* the device's business beyond that */
+        ck_assert_msg(protocol_errors() == punished, "%s: for another reason",
+                      lies[i].what);
     }
     kit_take(&o);
 }
@@ -129,6 +138,12 @@ START_TEST(messages_for_nobody_are_ignored)
 }
 END_TEST
 
+static int nothing(void *arg)
+{
+    (void)arg;
+    return 0;
+}
+
 /* It sends more than it may, and never says what it has received. */
 START_TEST(client_floods)
 {
@@ -141,11 +156,22 @@ START_TEST(client_floods)
 
     kit_pass(c, RDMA_HDR_WRITE, 1, 1000);
     k = kit_client_conn(c, 0);
+    kit_client_pause(c, 1); /* it does not find fault with the credits itself */
     rdma_hdr_put_msg(&ping, bytes);
-    for (i = 0; i < 50; i++) { /* what the client's send queue takes */
+    /* More than the server can answer until it is silenced, each time with all
+     * that its receives and credits could make of it. */
+    for (i = 1; i <= (int)(RDMA_CONN_DEPTH * (RDMA_CONN_DEPTH + 1)); i++) {
         kit_send_raw(k, bytes, sizeof(bytes));
+        if (i % 32 == 0) { /* the send queue takes 50 */
+            fake_settle();
+            rdma_conn_lock(k->conn);
+            rdma_conn_wait(k->conn, nothing, NULL, 0);
+            rdma_conn_unlock(k->conn);
+        }
     }
-    kit_await_closed(c, 0); /* by one of the ends: its credits are wrong */
+    kit_await_slots(1);
+    ck_assert_uint_eq(protocol_errors(), 1);
+    kit_client_pause(c, 0);
     kit_take(&o);
 }
 END_TEST
