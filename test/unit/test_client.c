@@ -40,7 +40,9 @@ typedef struct server {
     int wake_fd;
     int has_thread;
     int quit;
-    int deaf; /* reads nothing that comes */
+    int deaf;         /* reads nothing that comes */
+    const char *from; /* its address; NULL: the one that is expected */
+    uint8_t twist;    /* what is wrong with the token that it says */
     rdma_conn_failure why;
     rdma_hdr_msg last; /* that came */
 } server;
@@ -128,10 +130,11 @@ static int dial(server *s, rdma_hdr_kind kind)
     ck_assert_int_eq(fcntl(s->events->fd, F_SETFL, O_NONBLOCK), 0);
     s->wake_fd = eventfd(0, EFD_NONBLOCK);
     local->sin_family = remote->sin_family = AF_INET;
-    inet_pton(AF_INET, "192.0.2.1", &local->sin_addr);
+    inet_pton(AF_INET, s->from ? s->from : "192.0.2.1", &local->sin_addr);
     inet_pton(AF_INET, "192.0.2.2", &remote->sin_addr);
     remote->sin_port = htons(ep->port);
     memcpy(to.token, ep->token, sizeof(to.token));
+    to.token[RDMA_HDR_TOKEN_LEN - 1] ^= s->twist;
     rc = rdma_conn_connect(&c, &to, s->events, &s->conn, &s->why);
     if (rc == 0) {
         ck_assert_int_eq(
@@ -474,6 +477,36 @@ START_TEST(lost_in_a_stream)
 }
 END_TEST
 
+/* ---- who connects ------------------------------------------------------- */
+
+static void is_turned_away(server *s, rdma_hdr_reject why)
+{
+    ck_assert_int_eq(dial(s, RDMA_HDR_WRITE), -1);
+    ck_assert_int_eq(s->why.cause, RDMA_CONN_CAUSE_REJECTED);
+    ck_assert_int_eq(s->why.reject, why);
+    ck_assert_uint_eq(count_peers(), 0);
+    server_free(s);
+}
+
+/* Only who knows the token, and is where we speak HTTP; and in our mode. */
+START_TEST(who_may_connect)
+{
+    conf.mode = RDMAHTTP_READ;
+    go();
+    servers[0].twist = 1;
+    is_turned_away(&servers[0], RDMA_HDR_REJECT_KIND);
+    rdmahttp_endpoint_close(ep);
+    conf.mode = RDMAHTTP_AUTO;
+    go();
+    servers[0].twist = 1;
+    is_turned_away(&servers[0], RDMA_HDR_REJECT_TOKEN);
+    servers[0].from = "192.0.2.3";
+    is_turned_away(&servers[0], RDMA_HDR_REJECT_ADDRESS);
+    ck_assert_int_eq(dial(&servers[0], RDMA_HDR_WRITE), 0);
+    await(is_open, "no HELLO");
+}
+END_TEST
+
 /* ---- heads in a connection's last, and first, moments ------------------ */
 
 static struct {
@@ -666,6 +699,7 @@ int main(void)
     tcase_add_test(t, body_that_is_read);
     tcase_add_test(t, lost_with_reads_in_flight);
     tcase_add_test(t, lost_in_a_stream);
+    tcase_add_test(t, who_may_connect);
     tcase_add_loop_test(t, head_names_a_connection_that_ends, 0, 2 * MOMENTS);
     tcase_add_test(t, dead_connections_make_room);
     tcase_add_test(t, device_leaves);
