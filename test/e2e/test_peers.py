@@ -160,6 +160,7 @@ LIES = ("bad-type", "wrong-type", "bad-length", "long-message", "bad-hello",
 PUNISHED = {"bad-type", "wrong-type", "bad-length", "long-message",
             "bad-hello", "zero-id", "huge-id", "consumed-beyond", "wrong-fin",
             "extra-credits", "read-far", "write-attempt"}
+SHOWN_NOTHING = {"read-beyond", "read-before", "read-far"}
 CHECKED_LIES = {"consumed-beyond", "flood", "read-far", "accept-conn"}
 
 
@@ -184,8 +185,31 @@ def test_lies(client, lie):
     # The last one had a lease when it lied.
     if lie in PUNISHED:
         assert liar.json["connections"]["lost"] >= 1, liar.json
+    forbidden = liar.json["forbidden"]
+    if lie in SHOWN_NOTHING:
+        assert forbidden["done"] + forbidden["refused"] == 1, liar.json
+        assert forbidden["bytes_seen"] == 0, liar.json
+    if lie == "read-far":
+        assert forbidden["refused"] == 1, liar.json
     ended, out, _ = client.finish(honest)
     assert ended == 0, out
+    well(client)
+
+
+@pytest.mark.httpd(SHORT)
+def test_a_tag_of_another_client(client):
+    """It costs the liar its connection, and shows nothing."""
+    run = client.peer(
+        [client.site.file(100_000)], "--clients", 2, "--timeout", 10,
+        "--step", "before-read/1=wait:700", "--step",
+        "before-request/2=wait:300", "--step", "head/2=lie:read-other",
+        mode="read", requests=1)
+    assert run.json["forbidden"] == {"done": 0, "refused": 1, "bytes_seen": 0}
+    assert run.json["connections"]["lost"] == 1, run.json
+    one, other = sorted(run.details, key=lambda body: body["client"])
+    assert (one["path"], one["result"]) == ("read", "ok"), run.json
+    assert other["result"] != "ok", run.json
+    client.tally.body(True, 100_000)
     well(client)
 
 

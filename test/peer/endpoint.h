@@ -143,6 +143,8 @@ void request_lost(struct request *r);
 void request_advance(struct request *r);
 void request_give_up(struct request *r, uint32_t reason, const char *why);
 bool request_window_free(const struct request *r);
+/* What was offered last to any other client of this process, or NULL. */
+const struct part *part_of_another(const struct endpoint *ep);
 void request_tick(struct request *r, double now);
 
 struct window *window_get(struct endpoint *ep, enum use use);

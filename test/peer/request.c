@@ -186,6 +186,30 @@ static const char *bind_to(struct request *r, uint32_t number)
     return NULL;
 }
 
+/* The last part of any client, and the last of any other one. */
+static struct {
+    const struct endpoint *ep;
+    struct part part;
+} newest, before;
+
+static void shown(struct request *r, unsigned at, struct part part)
+{
+    r->parts[at] = r->last_part = part;
+    if (newest.ep != r->ep) {
+        before = newest;
+    }
+    newest.ep = r->ep;
+    newest.part = part;
+}
+
+const struct part *part_of_another(const struct endpoint *ep)
+{
+    if (newest.ep != ep) {
+        return newest.ep != NULL ? &newest.part : NULL;
+    }
+    return before.ep != NULL ? &before.part : NULL;
+}
+
 static const char *take_rdma(struct request *r, const struct http_head *head)
 {
     const struct answer *a = &r->answer;
@@ -215,9 +239,10 @@ static const char *take_rdma(struct request *r, const struct http_head *head)
             return NULL;
         }
         memmove(r->parts + 1, r->parts, r->n_parts * sizeof *r->parts);
-        r->parts[0] = r->last_part = (struct part){
-            .stag = a->stag, .len = a->len, .to = a->to, .end = a->len};
         r->n_parts++;
+        shown(r, 0,
+              (struct part){
+                  .stag = a->stag, .len = a->len, .to = a->to, .end = a->len});
         if (!r->offered) {
             r->announced = a->len;
         }
@@ -369,8 +394,11 @@ static void take_offer(struct request *r, const struct message *m)
         }
         r->offered = true;
         if (m->len > 0) {
-            r->parts[r->n_parts++] = r->last_part = (struct part){
-                .stag = m->stag, .len = m->len, .to = m->to, .end = m->bytes};
+            shown(r, r->n_parts++,
+                  (struct part){.stag = m->stag,
+                                .len = m->len,
+                                .to = m->to,
+                                .end = m->bytes});
         }
         r->announced = m->bytes;
         r->fin = r->server_last = (m->flags & FLAG_FIN) != 0;

@@ -170,12 +170,12 @@ static void silent(const struct point *p)
     }
 }
 
-static void move(const struct point *p, enum ibv_wr_opcode opcode,
-                 uint64_t shift)
+static void move_at(const struct point *p, enum ibv_wr_opcode opcode,
+                    const struct part *part, uint64_t shift)
 {
     struct request *r = p->request;
     struct conn *c = conn_of(p);
-    if (r == NULL || c == NULL || r->last_part.len == 0) {
+    if (c == NULL || part == NULL || part->len == 0) {
         return;
     }
     if (r->ep->lies == NULL) {
@@ -189,8 +189,16 @@ static void move(const struct point *p, enum ibv_wr_opcode opcode,
         memset(data, 0, LIE_SIZE);
         r->lie.r = r;
         r->lie.lie = true;
-        conn_move(c, opcode, data, r->ep->lies->mr, LIE_SIZE, r->last_part.stag,
-                  r->last_part.to + shift, &r->lie, true);
+        conn_move(c, opcode, data, r->ep->lies->mr, LIE_SIZE, part->stag,
+                  part->to + shift, &r->lie, true);
+    }
+}
+
+static void move(const struct point *p, enum ibv_wr_opcode opcode,
+                 uint64_t shift)
+{
+    if (p->request != NULL) {
+        move_at(p, opcode, &p->request->last_part, shift);
     }
 }
 
@@ -204,6 +212,13 @@ static void read_beyond(const struct point *p)
 static void read_far(const struct point *p)
 {
     move(p, IBV_WR_RDMA_READ, UINT64_C(1) << 30);
+}
+
+static void read_other(const struct point *p)
+{
+    if (p->request != NULL) {
+        move_at(p, IBV_WR_RDMA_READ, part_of_another(p->ep), 0);
+    }
 }
 
 static void read_before(const struct point *p)
@@ -252,6 +267,7 @@ static const struct {
     {"read-beyond", read_beyond, "READ behind the part's end"},
     {"read-before", read_before, "READ before the part"},
     {"read-far", read_far, "READ 1 GiB behind the part"},
+    {"read-other", read_other, "READ the last part of another client"},
     {"read-after-done", read_again, "READ the part's begin (at consumed-sent)"},
     {"many-reads", many_reads, "64 READs at once"},
     {"write-attempt", write_attempt, "RDMA WRITE into the part"},
