@@ -127,13 +127,16 @@ class Lab:
 
     # ---- faults ---------------------------------------------------------
 
-    def netem(self, *words):
-        """The server's end delays, loses, reorders; without words no more."""
-        command("tc", "qdisc", "del", "dev", self.env["SERVER_IF"], "root",
-                check=False)
+    def netem(self, *words, at="SERVER"):
+        """One end delays, loses, reorders what it sends; without words no
+        more."""
+        tc = [*self.env["CLIENT_EXEC"].split(), "tc"] if at == "CLIENT" \
+            else ["tc"]
+        interface = self.env[f"{at}_IF"]
+        command(*tc, "qdisc", "del", "dev", interface, "root", check=False)
         if words:
-            command("tc", "qdisc", "add", "dev", self.env["SERVER_IF"],
-                    "root", "netem", *words)
+            command(*tc, "qdisc", "add", "dev", interface, "root", "netem",
+                    *words)
 
     def black_hole(self, address):
         """Whatever the server sends to this address is lost."""
@@ -144,6 +147,7 @@ class Lab:
     def mend(self):
         """No fault is left."""
         self.netem()
+        self.netem(at="CLIENT")
         command("ip", "neigh", "flush", "dev", self.env["SERVER_IF"],
                 "nud", "permanent", check=False)
 
