@@ -170,6 +170,16 @@ class TestDirectories:
         assert declined(get(field(), folder="large")) == "small"
 
 
+@pytest.mark.httpd("RdmaEnable On\n"
+                   "RdmaAllow 0.0.0.0/1 128.0.0.0/1 ::/1 8000::/1")
+@pytest.mark.parametrize("address", [
+    "0.0.0.0", "0.1.2.3", "224.0.0.1", "239.255.255.255", "255.255.255.255",
+    "::", "ff02::1", "ff05::2", "fe80::1"])
+def test_an_address_of_nobody_or_of_many(get, address):
+    """Where even every address is allowed."""
+    assert declined(get(field(addr=address))) == "policy"
+
+
 @pytest.mark.httpd("RdmaEnable On\nRdmaConnectTimeout 1s\n"
                    "RdmaAllow 10.77.0.0/24\n")
 class TestBlackHole:
