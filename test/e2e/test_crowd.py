@@ -8,11 +8,12 @@ import time
 
 import pytest
 
+from clients import Peer
 from content import differs
 from hosts import wait_until
 from httpd import conf
 from rawhttp import Connection, declined
-from status import status, wait_for
+from status import changes, status, wait_for
 
 HONEST = 60
 SIZE = 60_000
@@ -24,7 +25,8 @@ RdmaAllow 10.77.0.0/24
 RdmaConnectTimeout 10
 RdmaTimeout 2s
 RdmaLeaseTimeout 2s
-RdmaMaxConnectionsPerClient 200
+RdmaMaxConnections 1200
+RdmaMaxConnectionsPerClient 1100
 MaxKeepAliveRequests 0
 AsyncRequestWorkerFactor 16
 ThreadLimit 96
@@ -96,6 +98,58 @@ def test_black_holes(client, mode):
     for _ in range(4 * (HONEST - 4)):
         client.tally.body(True, SIZE)
     client.httpd.skip_access()
+
+
+@pytest.mark.parametrize("mode", ["write", "read"])
+@pytest.mark.long
+@pytest.mark.httpd(conf(CONF))
+def test_all_go_at_once(client, mode):
+    """64 clients, busy when they die: with leases open, or in the middle of
+    streams, as many as there may be."""
+    size = 20_000 if mode == "read" else 300_000
+    crowd = client.peer_at(
+        [client.site.file(size)],
+        "head" if mode == "read" else "first-message", "--clients", 64,
+        "--window", 65536, count=64 if mode == "read" else 48, mode=mode,
+        full=False)
+    now = status()
+    assert now["LeasesOpen" if mode == "read" else "StreamsOpen"] >= 48, now
+    crowd.kill()
+    client.finish(crowd)
+    wait_for(10, LeasesOpen=0, StreamsOpen=0, ConnectionsOpenWrite=0,
+             ConnectionsOpenRead=0)
+    client.httpd.skip_access()
+    client.fetch(SIZE, by="write", alone=False)
+    client.fetch(SIZE, by="read", alone=False)
+
+
+@pytest.mark.long
+@pytest.mark.httpd(conf(CONF + "RdmaIdleTimeout 600"))
+def test_a_thousand_endpoints(client):
+    """All at once on one child. Who cannot be connected to in time gets the answer
+    over TCP, and nobody an error."""
+    path = client.site.file(20_000)
+    client.httpd.expect({"AH00484": None})
+    before = status()
+    runs = [client.start_peer([path], "--clients", 100, "--window", 65536,
+                              "--close", "--timeout", 100, mode=mode,
+                              requests=2, full=False)
+            for mode in ("write", "read") for _ in range(5)]
+    moved = 0
+    for process in runs:
+        run = Peer(*client.finish(process, 300))
+        assert (run.status, run.ok, run.mismatched) == (0, 200, 0), run.json
+        assert run.declined.keys() <= {"busy", "connect", "memory"}, run.json
+        moved += run.paths["write"] + run.paths["read"]
+    done = changes(before)
+    print(moved, done)
+    assert moved >= 1000, done
+    for entry in client.httpd.access(2000):
+        assert entry.status == "200", entry
+    for _ in range(moved):
+        client.tally.body(True, 20_000)
+    wait_for(60, ConnectionsOpenWrite=0, ConnectionsOpenRead=0)
+    client.fetch(SIZE, by="read", alone=False)
 
 
 # Nothing of this takes much of the processors, which all clients here share
