@@ -72,6 +72,11 @@ unsigned rdma_body_set_live(const rdma_body_set *set)
     return set->live;
 }
 
+rdma_conn_time rdma_body_set_ended(const rdma_body_set *set)
+{
+    return set->ended;
+}
+
 static rdma_body *find(const rdma_body_set *set, uint32_t id)
 {
     rdma_body *b = set->bodies;
@@ -139,6 +144,7 @@ void rdma_body_transit(rdma_body *b, body_state to, const char *why)
     say_line(b, 7, "%s -- %s --> %s", names[b->state], why, names[to]);
     if (to == CLOSED && b->state != CLOSED) {
         b->set->live--;
+        b->set->ended = rdma_conn_now();
     }
     count_lease(b, to);
     b->spoken_of |= to == ACTIVE || to == SAID;
@@ -183,6 +189,8 @@ static void say_abort(rdma_body *b, rdma_hdr_abort reason)
         .type = RDMA_HDR_ABORT, .id = b->id, .len = (uint32_t)reason};
 
     b->spoken_of = 1;
+    b->behind = rdma_conn_posted(b->set->conn);
+    b->moved = rdma_conn_moved(b->set->conn);
     rdma_conn_say(b->set->conn, &m, NULL);
 }
 
@@ -263,23 +271,37 @@ rdma_conn_time rdma_body_progress_deadline(const rdma_body *b)
     return rdma_conn_now() + b->set->conf.timeout;
 }
 
+/* What is waited for may stand behind the WRITEs of all other ids: it is not late
+ * as long as these get on. */
+static int wait_moving(rdma_body *b, int (*test)(void *arg), void *arg)
+{
+    rdma_conn *c = b->set->conn;
+    uint64_t moved;
+    int rc;
+
+    do {
+        moved = rdma_conn_moved(c);
+        rc = rdma_conn_wait(c, test, arg, rdma_body_progress_deadline(b));
+    } while (rc == ETIMEDOUT && rdma_conn_moved(c) - moved >= QUANTUM);
+    return rc;
+}
+
 int rdma_body_wait(rdma_body *b, int (*test)(void *arg), void *arg)
 {
     const rdma_body_conf *conf = &b->set->conf;
     rdma_conn *c = b->set->conn;
-    rdma_conn_time deadline = rdma_body_progress_deadline(b);
-    rdma_conn_time moment = rdma_conn_now() + MOMENT;
     int rc;
 
-    if (rdma_body_holds_worker(b) || moment >= deadline) { /* it is counted */
-        return rdma_conn_wait(c, test, arg, deadline);
+    if (rdma_body_holds_worker(b)
+        || conf->timeout <= MOMENT) { /* it is counted */
+        return wait_moving(b, test, arg);
     }
-    rc = rdma_conn_wait(c, test, arg, moment);
+    rc = rdma_conn_wait(c, test, arg, rdma_conn_now() + MOMENT);
     if (rc == ETIMEDOUT) {
         if (conf->hold(conf->baton)) {
             return EBUSY;
         }
-        rc = rdma_conn_wait(c, test, arg, deadline);
+        rc = wait_moving(b, test, arg);
         conf->unhold(conf->baton);
     }
     return rc;
@@ -566,6 +588,19 @@ void rdma_body_closed(rdma_body_set *set)
     rdma_conn_wake(set->conn);
 }
 
+/* Our ABORT stood behind WRITEs when the deadline was set, and these have got on
+ * since: it is not the client that is late. It is so for what had been posted
+ * before the ABORT, no longer. */
+static int was_behind(rdma_body *b)
+{
+    uint64_t moved = rdma_conn_moved(b->set->conn);
+    int late = b->moved < b->behind
+               && (moved >= b->behind || moved - b->moved >= QUANTUM);
+
+    b->moved = moved;
+    return late;
+}
+
 rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now,
                                 unsigned *trims)
 {
@@ -583,6 +618,9 @@ rdma_conn_time rdma_body_expire(rdma_body_set *set, rdma_conn_time now,
         }
         if (b->state != SAID || b->worker) {
             continue;
+        }
+        if (now >= b->deadline && b->revoked && was_behind(b)) {
+            b->deadline = now + set->conf.timeout;
         }
         if (now >= b->deadline && b->revoked) {
             say_line(b, 6, "no answer to ABORT");

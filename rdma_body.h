@@ -73,6 +73,8 @@ rdma_body_set *rdma_body_set_create(rdma_conn *c, const rdma_body_conf *conf);
 void rdma_body_set_destroy(rdma_body_set *set);
 /* [connection locked] Ids that are not CLOSED; 1 if this id is one of them. */
 unsigned rdma_body_set_live(const rdma_body_set *set);
+/* [connection locked] When the last of them so far was CLOSED, or 0. */
+rdma_conn_time rdma_body_set_ended(const rdma_body_set *set);
 int rdma_body_set_has(const rdma_body_set *set, uint32_t id);
 
 /* Reserve all that a body of total bytes (1 and up, or RDMA_BODY_UNKNOWN) needs.

@@ -77,8 +77,10 @@ struct rdma_body {
     int spoken_of;    /* something was, or may have been, posted for it */
     rdma_conn_time deadline; /* SAID: for the client's last word */
     int revoked;             /* the deadline has passed once */
-    int leased;              /* the client has memory of ours */
-    int taken;               /* CONSUMED fin has come */
+    uint64_t behind; /* bytes of the connection that go before our ABORT */
+    uint64_t moved;  /* what had gone when the deadline was set */
+    int leased;      /* the client has memory of ours */
+    int taken;       /* CONSUMED fin has come */
 
     /* write kind */
     uint32_t stag;
@@ -101,6 +103,7 @@ struct rdma_body_set {
     rdma_arenas *arenas; /* read kind */
     rdma_body *bodies;
     unsigned live;
+    rdma_conn_time ended; /* the last id so far */
 };
 
 /* [locked] The only place where the state changes. */
@@ -112,7 +115,8 @@ void rdma_body_settle(rdma_body *b);
 /* Neither the connection nor the client has ended it. */
 int rdma_body_alive(const rdma_body *b);
 rdma_conn_time rdma_body_progress_deadline(const rdma_body *b);
-/* [locked] As rdma_conn_wait(), for RdmaTimeout; EBUSY: too many workers wait. */
+/* [locked] As rdma_conn_wait(), for as long as the connection's WRITEs get on
+ * within every RdmaTimeout; EBUSY: too many workers wait. */
 int rdma_body_wait(rdma_body *b, int (*test)(void *arg), void *arg);
 /* [locked] Wait until the client has consumed so many bytes; it has to advance
  * within every RdmaTimeout. 0 or -1. */

@@ -110,6 +110,13 @@ void rdma_slot_bury(rdma_cache_slot *slot, rdma_hdr_declined declined,
     pthread_cond_signal(&slot->cache->died);
 }
 
+rdma_conn_time rdma_slot_idle_since(const rdma_cache_slot *slot)
+{
+    rdma_conn_time ended = rdma_body_set_ended(slot->set);
+
+    return slot->used > ended ? slot->used : ended;
+}
+
 /* ---- making and starting ----------------------------------------------- */
 
 static void count_memory(size_t used)
@@ -181,20 +188,20 @@ apr_status_t rdma_cache_create(const rdma_cache_conf *conf, rdma_cache **out)
  * of this client or (NULL) of any. 1: one was closed. */
 static int evict(rdma_cache *cache, const client *who)
 {
+    rdma_conn_time least = RDMA_CONN_NEVER;
     rdma_cache_slot *oldest = NULL;
     rdma_cache_slot *s;
 
     for (s = cache->slots; s; s = s->next) {
-        if (s->state == READY && s->refs == 0 && (!who || s->ep->client == who)
-            && (!oldest || s->used < oldest->used)) {
-            unsigned live;
-
+        if (s->state == READY && s->refs == 0
+            && (!who || s->ep->client == who)) {
             rdma_conn_lock(s->conn);
-            live = rdma_body_set_live(s->set);
-            rdma_conn_unlock(s->conn);
-            if (live == 0) {
+            if (rdma_body_set_live(s->set) == 0
+                && rdma_slot_idle_since(s) < least) {
+                least = rdma_slot_idle_since(s);
                 oldest = s;
             }
+            rdma_conn_unlock(s->conn);
         }
     }
     if (!oldest) {

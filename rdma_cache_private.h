@@ -78,7 +78,9 @@ typedef struct endpoint {
     rdma_conn_time used;
     unsigned slots; /* that point to us, current or not */
     uint32_t newest;
-    uint8_t ids[RDMA_CACHE_IDS / 8];
+    /* By id % RDMA_CACHE_IDS: the connection that it was first asked for on, or
+     * 0. NULL: no id has been used. */
+    uint32_t *ran_on;
 } endpoint;
 
 /* QUEUED -> CONNECTING (a connector has it) -> READY -> DEAD, where the undertaker
@@ -101,6 +103,7 @@ struct rdma_cache_slot {
     unsigned refs;           /* workers that hold it */
     int acquired;            /* by one at least, ever */
     rdma_conn_time deadline; /* of the queue, then of the connect */
+    int at_pool; /* its connector makes, or waits for, the pool: no deadline */
     rdma_conn_time used;
     rdma_hdr_declined failure; /* DEAD before it was READY */
     rdma_conn_time nudge_at;   /* READY, until the client has spoken */
@@ -127,6 +130,7 @@ typedef struct device {
     unsigned users; /* slots */
     int removed;    /* nobody is to use it any more */
     int unpolled;   /* removed, no users, and the progress thread has left it */
+    int broken;     /* its channel will say nothing more: not to be polled */
 } device;
 
 struct rdma_cache {
@@ -184,6 +188,9 @@ void rdma_slot_transit(rdma_cache_slot *slot, slot_state to, const char *why);
 void rdma_slot_bury(rdma_cache_slot *slot, rdma_hdr_declined declined,
                     const char *why);
 
+/* [cache and connection locked] READY: since when it has been idle, if it is. */
+rdma_conn_time rdma_slot_idle_since(const rdma_cache_slot *slot);
+
 /* ---- rdma_endpoint.c: all [cache locked] -------------------------------- */
 
 /* The endpoint that this names, made if need be, used now. NULL: no memory. */
@@ -222,6 +229,9 @@ void rdma_device_is_leaving(rdma_cache_slot *slot);
  * how many; *left: the undertaker is to be told of a device. */
 unsigned rdma_device_poll_set(rdma_cache *cache, struct pollfd *fds,
                               struct ibv_comp_channel *channels[], int *left);
+/* ... has seen an error on this channel: it would for ever. */
+void rdma_device_is_broken(rdma_cache *cache,
+                           const struct ibv_comp_channel *channel);
 /* 1: the event was a device's, no connection's. */
 int rdma_device_event(rdma_cache *cache, const struct rdma_cm_event *event);
 

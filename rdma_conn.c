@@ -123,6 +123,16 @@ rdma_conn_time rdma_conn_heard(const rdma_conn *c)
     return c->heard;
 }
 
+uint64_t rdma_conn_posted(const rdma_conn *c)
+{
+    return c->posted;
+}
+
+uint64_t rdma_conn_moved(const rdma_conn *c)
+{
+    return c->moved;
+}
+
 int rdma_conn_has_spoken(const rdma_conn *c)
 {
     return c->has_spoken;
@@ -186,6 +196,7 @@ static void reap(rdma_conn *c)
         }
         if (wr->done != message_sent) {
             c->ndata--;
+            c->moved += wr->len;
             if (wc.status == IBV_WC_SUCCESS && wc.opcode == IBV_WC_RDMA_READ) {
                 c->nreads--;
             }
@@ -350,6 +361,8 @@ static int post_data(rdma_conn *c, rdma_conn_wr *wr, enum ibv_wr_opcode opcode,
     swr.wr.rdma.rkey = stag;
     inflight_add(c, wr);
     c->ndata++;
+    wr->len = len;
+    c->posted += len;
     c->nreads += opcode == IBV_WR_RDMA_READ;
     if (ibv_post_send(c->id->qp, &swr, &bad)) { /* as in flush() */
         rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);

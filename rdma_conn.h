@@ -84,6 +84,7 @@ const char *rdma_conn_cause_name(rdma_conn_cause c);
  * rdma_conn_destroy() after the QP is gone. */
 typedef struct rdma_conn_wr {
     struct rdma_conn_wr *next, *prev; /* the connection's list of them */
+    uint32_t len;                     /* bytes of data; the connection's, too */
     void (*done)(struct rdma_conn_wr *wr, rdma_conn *c, int ok);
 } rdma_conn_wr;
 
@@ -211,6 +212,11 @@ int rdma_conn_write(rdma_conn *c, rdma_conn_wr *wr, const void *local,
                     uint32_t lkey, uint32_t len, uint64_t to, uint32_t stag);
 int rdma_conn_read(rdma_conn *c, rdma_conn_wr *wr, void *local, uint32_t lkey,
                    uint32_t len, uint64_t to, uint32_t stag);
+
+/* [locked] Bytes of data, ever: that were posted, and whose work requests have
+ * completed. A message goes when what was posted before it has completed. */
+uint64_t rdma_conn_posted(const rdma_conn *c);
+uint64_t rdma_conn_moved(const rdma_conn *c);
 
 /* [locked] Wait until test(arg) is true, the connection is CLOSED, or the
  * deadline has passed; the lock is given up while asleep. Any number of threads

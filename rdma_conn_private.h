@@ -46,6 +46,7 @@ struct rdma_conn {
     struct rdma_cm_id *id;
     struct ibv_pd *pd;
     int own_pd;
+    rdma_conn_time domain_took; /* to make, or to wait for */
     int hang_up_later;
     struct ibv_cq *recv_cq;
     struct ibv_cq *send_cq;
@@ -69,7 +70,8 @@ struct rdma_conn {
     rdma_conn_slot *free_slots;
     unsigned ndata;
     unsigned nreads;
-    rdma_conn_wr inflight; /* ring of what the device has */
+    uint64_t posted, moved; /* bytes of data */
+    rdma_conn_wr inflight;  /* ring of what the device has */
     unsigned qhead, qlen;
     rdma_conn_queued queue[RDMA_CONN_QUEUE];
 };

@@ -125,12 +125,14 @@ static int refuse(rdma_conn_failure *why, rdma_conn_cause cause, int error,
     return -1;
 }
 
-/* These two errors are what one hears of a device that has just gone. */
+/* These errors are what one hears of a device that has just gone, the last one if
+ * its descriptors refer to nothing already. */
 static int resources(rdma_conn_failure *why, const char *step)
 {
     return refuse(why,
-                  errno == ENODEV || errno == EIO ? RDMA_CONN_CAUSE_DEVICE
-                                                  : RDMA_CONN_CAUSE_RESOURCES,
+                  errno == ENODEV || errno == EIO || errno == EBADF
+                      ? RDMA_CONN_CAUSE_DEVICE
+                      : RDMA_CONN_CAUSE_RESOURCES,
                   errno ? errno : ENOMEM, step);
 }
 
@@ -171,10 +173,12 @@ static int make(rdma_conn *c, const rdma_conn_conf *conf,
     struct ibv_comp_channel *channel;
     unsigned i;
 
-    errno = 0;
     c->own_pd = !conf->domain;
+    c->domain_took = rdma_conn_now();
+    errno = 0;
     c->pd = conf->domain ? conf->domain(conf->baton, c->id)
                          : ibv_alloc_pd(c->id->verbs);
+    c->domain_took = rdma_conn_now() - c->domain_took;
     if (!c->pd) {
         return resources(why, "ibv_alloc_pd");
     }
@@ -271,6 +275,7 @@ failed:
 typedef struct attempt {
     const rdma_conn_target *to;
     struct rdma_event_channel *channel;
+    rdma_conn_time deadline;
     rdma_conn_failure *why;
     uint8_t data[RDMA_HDR_ACCEPT_LEN]; /* private data of the last event */
     size_t data_len;
@@ -282,7 +287,7 @@ static int still_wanted(const attempt *a, const char *step)
     if (a->to->cancel && __atomic_load_n(a->to->cancel, __ATOMIC_RELAXED)) {
         return refuse(a->why, RDMA_CONN_CAUSE_CANCELLED, 0, step);
     }
-    if (rdma_conn_now() >= a->to->deadline) {
+    if (rdma_conn_now() >= a->deadline) {
         return refuse(a->why, RDMA_CONN_CAUSE_TIMEOUT, ETIMEDOUT, step);
     }
     return 0;
@@ -290,7 +295,7 @@ static int still_wanted(const attempt *a, const char *step)
 
 static int remaining_ms(const attempt *a)
 {
-    rdma_conn_time us = a->to->deadline - rdma_conn_now();
+    rdma_conn_time us = a->deadline - rdma_conn_now();
 
     return us <= 0 ? 1 : us > 3600000000LL ? 3600000 : (int)(us / 1000) + 1;
 }
@@ -417,7 +422,7 @@ static int connect_once(const rdma_conn_conf *conf, const rdma_conn_target *to,
                         struct rdma_event_channel *events, rdma_conn **out,
                         rdma_conn_failure *why)
 {
-    attempt a = {.to = to, .why = why};
+    attempt a = {.to = to, .deadline = to->deadline, .why = why};
     rdma_hdr_msg hello = {.type = RDMA_HDR_HELLO};
     struct sockaddr_storage remote = to->remote;
     rdma_conn *c;
@@ -436,7 +441,11 @@ static int connect_once(const rdma_conn_conf *conf, const rdma_conn_target *to,
         resources(why, "rdma_create_id");
         goto failed;
     }
-    if (resolve(c, &a) || make(c, conf, why) || shake_hands(c, &a)) {
+    if (resolve(c, &a) || make(c, conf, why)) {
+        goto failed;
+    }
+    a.deadline += c->domain_took; /* a slowness that is not the peer's */
+    if (shake_hands(c, &a)) {
         goto failed;
     }
     set_name(c, (struct sockaddr *)&remote); /* now with its number */

@@ -150,6 +150,7 @@ static void conn_opened(void *baton, rdma_conn *c)
 static int conn_message(void *baton, rdma_conn *c, const rdma_hdr_msg *m)
 {
     rdma_cache_slot *slot = baton;
+    rdma_cache *cache = slot->cache;
     int rc;
 
     (void)c;
@@ -157,9 +158,11 @@ static int conn_message(void *baton, rdma_conn *c, const rdma_hdr_msg *m)
         return 0;
     }
     rc = rdma_body_message(slot->set, m);
-    if (rdma_body_set_live(slot->set) == 0
-        && __atomic_load_n(&slot->cache->stopping, __ATOMIC_RELAXED)) {
-        rdma_cache_remind(slot->cache, 0); /* which waits for this */
+    if (rdma_body_set_live(slot->set) == 0) { /* who stops waits for this */
+        rdma_cache_remind(cache,
+                          __atomic_load_n(&cache->stopping, __ATOMIC_RELAXED)
+                              ? 0
+                              : rdma_conn_now() + cache->conf.idle_timeout);
     }
     return rc;
 }

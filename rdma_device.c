@@ -173,6 +173,21 @@ static void make_pool(rdma_cache *cache, device *d)
     say_pool_is_small(cache, d, want, rc);
 }
 
+/* What the pool takes is added to the deadline of the slot's connect: its client
+ * has no part in it. Workers wait for it no longer than for a connect. */
+static void at_pool(rdma_cache_slot *slot, rdma_conn_time since)
+{
+    rdma_cache *cache = slot->cache;
+
+    pthread_mutex_lock(&cache->lock);
+    slot->at_pool = since == 0;
+    if (since != 0) {
+        slot->deadline += rdma_conn_now() - since;
+        rdma_cache_remind(cache, slot->deadline);
+    }
+    pthread_mutex_unlock(&cache->lock);
+}
+
 /* The write kind's domain with its pool: registered by a connector thread when
  * the first client comes, never by a worker. Half of the budget, which nobody
  * else can have before; the read kind's arenas have the other half. */
@@ -181,22 +196,30 @@ struct ibv_pd *rdma_device_domain(void *baton, struct rdma_cm_id *id)
     rdma_cache_slot *slot = baton;
     rdma_cache *cache = slot->cache;
     device *d = use(slot, id);
+    rdma_conn_time since = rdma_conn_now();
+    struct ibv_pd *pd;
+    int error;
 
     if (!d) {
         return NULL;
     }
+    at_pool(slot, 0);
     pthread_mutex_lock(&cache->device_lock);
     if (!d->pd) {
         d->pd = ibv_alloc_pd(id->verbs);
     }
+    error = errno;
     while (d->pool_coming) {
         pthread_cond_wait(&cache->pool_came, &cache->device_lock);
     }
     if (d->pd && !d->pool) {
         make_pool(cache, d);
     }
+    pd = d->pd;
     pthread_mutex_unlock(&cache->device_lock);
-    return d->pd;
+    at_pool(slot, since);
+    errno = error;
+    return pd;
 }
 
 rdma_mem_pool *rdma_device_pool(rdma_cache_slot *slot)
@@ -224,13 +247,28 @@ unsigned rdma_device_poll_set(rdma_cache *cache, struct pollfd *fds,
             d->unpolled = 1;
             *left = 1;
         }
-        else if (d->context && !d->unpolled) {
+        else if (d->context && !d->unpolled && !d->broken) {
             channels[n] = d->channel;
             fds[n++] = (struct pollfd){d->channel->fd, POLLIN, 0};
         }
     }
     pthread_mutex_unlock(&cache->device_lock);
     return n;
+}
+
+/* It has gone: its connections hear of that from the CM. */
+void rdma_device_is_broken(rdma_cache *cache,
+                           const struct ibv_comp_channel *channel)
+{
+    unsigned i;
+
+    pthread_mutex_lock(&cache->device_lock);
+    for (i = 0; i < RDMA_CACHE_DEVICES; i++) {
+        if (cache->devices[i].channel == channel) {
+            cache->devices[i].broken = 1;
+        }
+    }
+    pthread_mutex_unlock(&cache->device_lock);
 }
 
 /* [device_lock] */

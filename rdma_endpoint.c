@@ -74,6 +74,7 @@ static void forget(rdma_cache *cache, endpoint *ep)
     APR_RING_REMOVE(ep, link);
     cache->nendpoints--;
     drop_client(cache, ep->client);
+    free(ep->ran_on);
     free(ep);
 }
 
@@ -214,35 +215,50 @@ static void advance_ids(endpoint *ep, uint32_t id)
     uint32_t i;
 
     if (id - ep->newest >= RDMA_CACHE_IDS) {
-        memset(ep->ids, 0, sizeof(ep->ids));
+        memset(ep->ran_on, 0, RDMA_CACHE_IDS * sizeof(*ep->ran_on));
     }
     else {
         for (i = ep->newest + 1; i <= id; i++) {
-            ep->ids[i % RDMA_CACHE_IDS / 8] &= (uint8_t) ~(1u << (i % 8));
+            ep->ran_on[i % RDMA_CACHE_IDS] = 0;
         }
     }
     ep->newest = id;
+}
+
+/* [cache locked] 1: it is on this connection that it runs. Else *before: where
+ * it has run, whatever has become of it: its body may not be open yet, and WRITEs
+ * may arrive late from a connection that is CLOSED. */
+static int use_id(endpoint *ep, uint32_t id, uint32_t conn, uint32_t *before)
+{
+    uint32_t *on = &ep->ran_on[id % RDMA_CACHE_IDS];
+
+    if (id > ep->newest) {
+        advance_ids(ep, id);
+    }
+    if (ep->newest - id >= RDMA_CACHE_IDS) { /* forgotten */
+        *before = runs_on(ep, id);
+        return 0;
+    }
+    *before = *on;
+    if (*on == 0) {
+        *on = conn;
+    }
+    return *before == 0;
 }
 
 int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id, uint32_t *conn)
 {
     rdma_cache *cache = slot->cache;
     endpoint *ep = slot->ep;
-    uint8_t *byte = &ep->ids[id % RDMA_CACHE_IDS / 8];
-    uint8_t bit = (uint8_t)(1u << (id % 8));
     int first = 0;
 
     *conn = 0;
     pthread_mutex_lock(&cache->lock);
-    if (id > ep->newest) {
-        advance_ids(ep, id);
+    if (!ep->ran_on) { /* not before: who has never answered costs little */
+        ep->ran_on = calloc(RDMA_CACHE_IDS, sizeof(*ep->ran_on));
     }
-    if (ep->newest - id < RDMA_CACHE_IDS && !(*byte & bit)) {
-        *byte |= bit;
-        first = 1;
-    }
-    else {
-        *conn = runs_on(ep, id);
+    if (ep->ran_on) { /* else it is not run, and nothing posted */
+        first = use_id(ep, id, rdma_conn_number(slot->conn), conn);
     }
     pthread_mutex_unlock(&cache->lock);
     return first;

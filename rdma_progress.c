@@ -142,9 +142,10 @@ static void scan_ready(rdma_cache_slot *s, rdma_conn_time now,
     rdma_cache *cache = s->cache;
     rdma_conn *c = s->conn;
     rdma_conn_time when = RDMA_CONN_NEVER;
-    rdma_conn_time idle = s->used + cache->conf.idle_timeout;
+    rdma_conn_time idle;
 
     rdma_conn_lock(c);
+    idle = rdma_slot_idle_since(s) + cache->conf.idle_timeout;
     if (rdma_conn_state_get(c) == RDMA_CONN_OPEN) {
         when = rdma_body_expire(s->set, now, trims);
     }
@@ -189,6 +190,9 @@ static void scan_slot(rdma_cache_slot *s, rdma_conn_time now,
         }
         break;
     case CONNECTING:
+        if (s->at_pool && !cache->stopping) {
+            return; /* a slowness of ours; its end reminds us */
+        }
         if (now >= s->deadline || cache->stopping) {
             if (cache->stopping) {
                 __atomic_store_n(&s->cancel, 1, __ATOMIC_RELAXED);
@@ -298,6 +302,9 @@ static void *progress_main(void *arg)
         for (i = 2; i < n; i++) {
             if (fds[i].revents) {
                 take_completions(channels[i - 2]);
+            }
+            if (fds[i].revents & (POLLERR | POLLHUP)) {
+                rdma_device_is_broken(cache, channels[i - 2]);
             }
         }
         if (__atomic_load_n(&cache->quit, __ATOMIC_RELAXED)) {

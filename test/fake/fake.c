@@ -232,6 +232,14 @@ void fake_freeze(struct rdma_cm_id *id, int on)
     fake_unlock();
 }
 
+void fake_let_land(struct rdma_cm_id *id, unsigned n)
+{
+    fake_lock();
+    ((fake_id *)id)->lands += n;
+    fake_work();
+    fake_unlock();
+}
+
 void fake_thaw_at_arm(struct rdma_cm_id *id)
 {
     fake_lock();

@@ -58,6 +58,8 @@ unsigned fake_connects(uint16_t port);
  * posted leaves. What is sent to it goes on until FAKE_WIRE are on their way. */
 #define FAKE_WIRE 8
 void fake_freeze(struct rdma_cm_id *id, int on);
+/* It is frozen, but so many more work requests of its peer land. */
+void fake_let_land(struct rdma_cm_id *id, unsigned n);
 /* It goes on when its peer arms its send CQ the next time, and all that this
  * completes has completed just before. */
 void fake_thaw_at_arm(struct rdma_cm_id *id);

@@ -111,6 +111,7 @@ struct fake_id {
     fake_id *peer;    /* CONNECTING, REQUESTED, CONNECTED: the other end */
     unsigned unacked; /* events that were read */
     int frozen, thaw_at_arm;
+    unsigned lands; /* frozen: so many do all the same */
     unsigned reads; /* READs in flight that it may have */
     struct rdma_conn_param param;
     unsigned char data[FAKE_DATA];

@@ -93,6 +93,11 @@ static fake_wr *next_to_send(const fake_qp *q)
     return w;
 }
 
+static int takes(const fake_id *id)
+{
+    return !id->frozen || id->lands > 0;
+}
+
 static fake_wr *next_to_land(const fake_qp *q)
 {
     fake_wr *w = q->first;
@@ -147,6 +152,7 @@ static void do_land(fake_qp *q, fake_wr *w)
 {
     enum ibv_wc_status status = land(q, qp_of(q->id->peer), w);
 
+    q->id->peer->lands -= q->id->peer->lands > 0;
     w->landed = 1;
     if (!w->done || !w->completed) {
         w->status = status;
@@ -220,7 +226,7 @@ static void hurry(fake_qp *q)
     fake_wr *w;
 
     while (to && to->qp.state == IBV_QPS_RTS && q->qp.state == IBV_QPS_RTS) {
-        w = q->id->peer->frozen ? NULL : next_to_land(q);
+        w = takes(q->id->peer) ? next_to_land(q) : NULL;
         if (w) {
             do_land(q, w);
             continue;
@@ -299,7 +305,7 @@ static void could_qp(choice *c, fake_qp *q)
         if (w) {
             could(c, SENDS, q, w, NULL);
         }
-        w = q->id->peer->frozen ? NULL : next_to_land(q);
+        w = takes(q->id->peer) ? next_to_land(q) : NULL;
         if (w) {
             could(c, LANDS, q, w, NULL);
         }

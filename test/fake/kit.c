@@ -8,6 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "../../rdma_body_private.h"
 #include "../../rdma_cache_private.h"
@@ -589,11 +591,33 @@ rdma_conn_time kit_backed_off(kit_client *c, rdma_hdr_kind kind)
     return left;
 }
 
+int kit_is_suspect(kit_client *c)
+{
+    int suspect;
+
+    pthread_mutex_lock(&kit.cache->lock);
+    suspect = endpoint_of(c)->client->suspect;
+    pthread_mutex_unlock(&kit.cache->lock);
+    return suspect;
+}
+
 void kit_age_back_off(kit_client *c, rdma_hdr_kind kind)
 {
     pthread_mutex_lock(&kit.cache->lock);
     endpoint_of(c)->retry_at[kind - 1u] = 0;
     pthread_mutex_unlock(&kit.cache->lock);
+}
+
+void kit_break_channel(void)
+{
+    int fds[2];
+
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fds),
+                     0);
+    ck_assert_int_ge(dup2(fds[0], kit.cache->devices[0].channel->fd), 0);
+    close(fds[0]);
+    close(fds[1]); /* the other end: POLLHUP */
+    rdma_cache_wake(kit.cache);
 }
 
 void kit_end_pause(void)

@@ -133,6 +133,8 @@ void kit_disconnect(kit_conn *k);
 /* Its first connection stops (1: it hears and says nothing) or goes on; or ends,
  * by the client's word or without one. */
 void kit_freeze(kit_client *c, int on);
+/* It is frozen, but takes one more thing. */
+void kit_crawl(kit_client *c);
 void kit_lose(kit_client *c, int politely);
 /* Confirm one byte after the other, each in good time, until the server says
  * ABORT. Returns what has been heard then. */
@@ -299,9 +301,13 @@ void kit_await_sleeper(void);
 void kit_rouse_sleeper(void);
 /* For how long a client that has failed will be left alone; no longer. */
 rdma_conn_time kit_backed_off(kit_client *c, rdma_hdr_kind kind);
+/* Its address has not answered a connect. */
+int kit_is_suspect(kit_client *c);
 void kit_age_back_off(kit_client *c, rdma_hdr_kind kind);
 /* So is the pause after a want of resources. */
 void kit_end_pause(void);
+/* The channel of completions of the first device reports an error from now on. */
+void kit_break_channel(void);
 /* The progress thread does nothing until this is called with 0. */
 void kit_stop_progress(int on);
 /* As if the server's connections had been silent for so long. */

@@ -140,6 +140,11 @@ void kit_freeze(kit_client *c, int on)
     fake_freeze(first_id(c), on);
 }
 
+void kit_crawl(kit_client *c)
+{
+    fake_let_land(first_id(c), 1);
+}
+
 void kit_lose(kit_client *c, int politely)
 {
     if (politely) {

@@ -290,6 +290,74 @@ START_TEST(idle_connection_is_closed_after_a_long_hold)
 }
 END_TEST
 
+/* What has been used until a moment ago is not the one that is idle for longest,
+ * though its worker left long ago. */
+START_TEST(idle_begins_with_the_end_of_a_lease)
+{
+    kit_client *a, *b;
+    kit_work w;
+
+    kit.conf.max_connections = 2;
+    a = kit_go_with_client();
+    b = kit_client_new("192.0.2.2");
+    w = kit_lease(a, RDMA_HDR_READ, 1, 1000);
+    kit_next_works(b, RDMA_HDR_READ, 1, 1);
+    kit_take(&w);
+    kit_await_no_bodies();
+    kit_pass(kit_client_new("192.0.2.3"), RDMA_HDR_READ, 1, 1000);
+    kit_await_closed(b, 0);
+    ck_assert_uint_eq(a->nopen, 1);
+}
+END_TEST
+
+START_TEST(idle_time_begins_with_the_end_of_a_lease)
+{
+    kit_client *c;
+    kit_work w;
+    rdma_conn_time ended;
+
+    kit.conf.idle_timeout = 200 * KIT_MS;
+    c = kit_go_with_client();
+    w = kit_lease(c, RDMA_HDR_READ, 1, 1000);
+    let_time_pass(kit.conf.idle_timeout);
+    ended = rdma_conn_now();
+    kit_take(&w);
+    kit_await_closed(c, 0);
+    ck_assert_int_ge(rdma_conn_now() - ended, kit.conf.idle_timeout);
+}
+END_TEST
+
+/* The pool takes longer than a client has for its answer: that is no fault of the
+ * client's, and no worker waits for all of it. */
+START_TEST(pool_is_slower_than_a_connect)
+{
+    kit_client *c;
+    kit_work w;
+
+    kit.conf.connect_timeout = 200 * KIT_MS;
+    c = kit_go_with_client();
+    fake_hold("ibv_reg_mr");
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_run(&w, kit_serve_thread);
+    fake_await_held();
+    kit_join(&w);
+    ck_assert_str_eq(w.step, "wait");
+    ck_assert_int_eq(w.why, RDMA_HDR_CONNECT);
+    let_time_pass(kit.conf.connect_timeout);
+    ck_assert(!kit_is_suspect(c));
+    kit_client_manner(c, KIT_HOLD);
+    fake_hold(NULL);
+    kit_await_requests(c, 1);
+    let_time_pass(20 * KIT_MS);
+    ck_assert(!kit_is_suspect(c));
+    kit_client_manner(c, KIT_ACCEPT);
+    kit_client_conn(c, 0);
+    kit_pass(c, RDMA_HDR_WRITE, 2, 1000);
+    ck_assert_uint_eq(c->nreqs, 1);
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_ConnectionsFailedUnreachable), 0);
+}
+END_TEST
+
 START_TEST(silent_connection_is_asked)
 {
     kit_client *c = kit_go_with_client();
@@ -598,6 +666,9 @@ static void add(Suite *s)
     t = kit_group(s, "idle");
     tcase_add_loop_test(t, idle_connection_is_closed, 0, 2);
     tcase_add_test(t, idle_connection_is_closed_after_a_long_hold);
+    tcase_add_test(t, idle_begins_with_the_end_of_a_lease);
+    tcase_add_test(t, idle_time_begins_with_the_end_of_a_lease);
+    tcase_add_test(t, pool_is_slower_than_a_connect);
     tcase_add_test(t, silent_connection_is_asked);
     tcase_add_test(t, silent_connection_does_not_answer);
     tcase_add_test(t, limit_in_all_evicts_the_one_idle_for_longest);

@@ -7,6 +7,7 @@
  */
 #include "kit.h"
 
+#include <time.h>
 #include <unistd.h>
 
 #define BLOCK ((uint64_t)RDMA_MEM_BLOCK)
@@ -116,6 +117,35 @@ START_TEST(abort_is_not_answered)
     ck_assert_int_lt(rdma_conn_now() - start, 5 * KIT_SECOND);
     ck_assert_int_eq(kit_heard_of(c, 1).aborted, 1);
     ck_assert_uint_eq(kit_count(RDMA_COUNT_ConnectionsClosedSilent), 1);
+}
+END_TEST
+
+/* A slow path: what is waited for, the end of each body and the answer to ABORT,
+ * stands behind the WRITEs of others for longer than RdmaTimeout. */
+START_TEST(slow_is_not_stuck)
+{
+    kit_client *c;
+    kit_work w;
+    kit_gang g;
+
+    kit.conf.memory = 64 * 1024 * 1024;
+    kit.conf.timeout = 500 * KIT_MS;
+    c = kit_go_with_client();
+    w = kit_request(c, RDMA_HDR_WRITE, 1, 9 * BLOCK);
+    kit_start(&w, BLOCK);
+    kit_freeze(c, 1);
+    kit_gang_send(&g, c, RDMA_HDR_WRITE, 6, 2, 4 * BLOCK);
+    kit_await_stuck(c, 0, 14);
+    kit_abandon(&w, RDMA_HDR_ABORT_CONTENT);
+    while (!kit_heard_of(c, 1).aborted) {
+        ck_assert_int_eq(kit_client_conn(c, 0)->closed, 0);
+        kit_crawl(c);
+        usleep(40 * 1000);
+    }
+    kit_freeze(c, 0);
+    kit_gang_take(&g);
+    kit_await_all_back(RDMA_HDR_WRITE);
+    kit_next_works(c, RDMA_HDR_WRITE, 8, 1);
 }
 END_TEST
 
@@ -305,6 +335,49 @@ START_TEST(device_is_removed)
 }
 END_TEST
 
+/* Some drivers say so for as long as the channel is there. */
+START_TEST(channel_is_broken)
+{
+    kit_client *c = kit_go_with_client();
+    clock_t used;
+
+    kit_pass(c, RDMA_HDR_READ, 1, 5000);
+    kit_await_no_bodies();
+    kit_break_channel();
+    usleep(50 * 1000);
+    used = clock();
+    usleep(200 * 1000);
+    ck_assert_int_lt(clock() - used, CLOCKS_PER_SEC / 20); /* nobody spins */
+    fake_remove_device();
+    kit_await_slots(0);
+    kit_await_no_devices();
+    kit_next_works(c, RDMA_HDR_READ, 2, 2);
+}
+END_TEST
+
+/* The same request comes twice, and the first has a connection but no body yet, or
+ * its connection is gone: things may arrive late. */
+START_TEST(id_used_twice_when_nothing_runs)
+{
+    kit_client *c = kit_go_with_client();
+    kit_work w = kit_request(c, RDMA_HDR_WRITE, 1, 1000);
+    kit_work again = kit_request(c, kit_kinds[_i], 1, 1000);
+
+    ck_assert_int_eq(kit_begin(&w), 0);
+    ck_assert_int_eq(kit_serve(&again), -1);
+    ck_assert_str_eq(again.step, "use_id");
+    ck_assert_uint_eq(again.conn, kit_client_conn(c, 0)->number);
+    ck_assert_int_eq(kit_open(&w), 0);
+    kit_complete(&w);
+    kit_lose(c, 0);
+    kit_await_slots((unsigned)_i); /* that of the other kind stays */
+    again = kit_request(c, kit_kinds[_i], 1, 1000);
+    ck_assert_int_eq(kit_serve(&again), -1);
+    ck_assert_str_eq(again.step, "use_id");
+    ck_assert_uint_eq(again.conn, w.head.conn);
+}
+END_TEST
+
 START_TEST(connection_lost_while_a_worker_waits)
 {
     kit_client *c;
@@ -392,6 +465,7 @@ static void add(Suite *s)
     tcase_add_test(t, progress_keeps_the_lease);
     tcase_add_test(t, crumbs_do_not_keep_the_lease);
     tcase_add_test(t, abort_is_not_answered);
+    tcase_add_test(t, slow_is_not_stuck);
     t = kit_group(s, "giving up");
     tcase_add_loop_test(t, client_aborts_what_is_begun, 0, BEGUN);
     tcase_add_loop_test(t, client_aborts_what_is_said, 0, 2);
@@ -401,6 +475,8 @@ static void add(Suite *s)
     t = kit_group(s, "loss");
     tcase_add_loop_test(t, connection_lost, 0, STEPS * 4);
     tcase_add_loop_test(t, device_is_removed, 0, 4);
+    tcase_add_test(t, channel_is_broken);
+    tcase_add_loop_test(t, id_used_twice_when_nothing_runs, 0, 2);
     tcase_add_loop_test(t, connection_lost_while_a_worker_waits, 0, 2);
     tcase_add_loop_test(t, client_has_stopped, 0, 2);
     tcase_add_test(t, client_stops_with_a_lease);

@@ -678,9 +678,10 @@ END_TEST
 /* It is no want of resources, which would make others wait. */
 START_TEST(device_has_left_when_it_is_used)
 {
+    static const int errors[] = {ENODEV, EIO, EBADF};
     kit_client *c = kit_go_with_client();
 
-    fake_fail("rdma_create_qp", 1, _i ? EIO : ENODEV);
+    fake_fail("rdma_create_qp", 1, errors[_i]);
     kit_declined(c, RDMA_HDR_READ, 1, 1, "wait", RDMA_HDR_DEVICE);
     ck_assert(fake_failed());
     kit_pass(kit_client_new("192.0.2.2"), RDMA_HDR_READ, 1, 1);
@@ -733,7 +734,7 @@ static void add(Suite *s)
     tcase_add_test(t, device_leaves_when_idle);
     tcase_add_test(t, device_leaves_when_descriptors_are_out);
     tcase_add_test(t, device_leaves_while_it_is_met);
-    tcase_add_loop_test(t, device_has_left_when_it_is_used, 0, 2);
+    tcase_add_loop_test(t, device_has_left_when_it_is_used, 0, 3);
     tcase_add_test(t, device_is_not_used_unwatched);
 }
 
