@@ -24,6 +24,8 @@
 #define RDMA_CACHE_STRANGERS   6 /* ... to all that have never answered */
 #define RDMA_CACHE_DEVICES     16
 #define RDMA_CACHE_IDS         1024  /* behind the newest that are remembered */
+#define RDMA_CACHE_RUN         64    /* of them in one piece of memory */
+#define RDMA_CACHE_RUNS        (RDMA_CACHE_IDS / RDMA_CACHE_RUN)
 #define RDMA_CACHE_ENDPOINTS   8192  /* that are remembered */
 #define RDMA_CACHE_MEMORY      600000000 /* us: for how long, after their use */
 #define RDMA_CACHE_KICK        50000 /* us: until a cancelled connect returned */
@@ -78,9 +80,9 @@ typedef struct endpoint {
     rdma_conn_time used;
     unsigned slots; /* that point to us, current or not */
     uint32_t newest;
-    /* By id % RDMA_CACHE_IDS: the connection that it was first asked for on, or
-     * 0. NULL: no id has been used. */
-    uint32_t *ran_on;
+    /* The connection that an id was first asked for on, or 0; in runs of ids, the
+     * first of them at each RDMA_CACHE_IDS. NULL: none of a run has been used. */
+    uint32_t *ran_on[RDMA_CACHE_RUNS];
 } endpoint;
 
 /* QUEUED -> CONNECTING (a connector has it) -> READY -> DEAD, where the undertaker

@@ -70,11 +70,15 @@ static void drop_client(rdma_cache *cache, client *who)
 
 static void forget(rdma_cache *cache, endpoint *ep)
 {
+    unsigned i;
+
     apr_hash_set(cache->endpoints, &ep->key, sizeof(ep->key), NULL);
     APR_RING_REMOVE(ep, link);
     cache->nendpoints--;
     drop_client(cache, ep->client);
-    free(ep->ran_on);
+    for (i = 0; i < RDMA_CACHE_RUNS; i++) {
+        free(ep->ran_on[i]);
+    }
     free(ep);
 }
 
@@ -208,21 +212,28 @@ static uint32_t runs_on(const endpoint *ep, uint32_t id)
     return conn;
 }
 
+/* [cache locked] Where it is written down on which connection it ran, or NULL. */
+static uint32_t *place_of(const endpoint *ep, uint32_t id)
+{
+    uint32_t *run = ep->ran_on[id / RDMA_CACHE_RUN % RDMA_CACHE_RUNS];
+
+    return run ? &run[id % RDMA_CACHE_RUN] : NULL;
+}
+
 /* [cache locked] Make id the newest; what falls out of the window is
  * forgotten. */
 static void advance_ids(endpoint *ep, uint32_t id)
 {
-    uint32_t i;
+    uint32_t n = id - ep->newest < RDMA_CACHE_IDS ? id - ep->newest
+                                                  : RDMA_CACHE_IDS;
 
-    if (id - ep->newest >= RDMA_CACHE_IDS) {
-        memset(ep->ran_on, 0, RDMA_CACHE_IDS * sizeof(*ep->ran_on));
-    }
-    else {
-        for (i = ep->newest + 1; i <= id; i++) {
-            ep->ran_on[i % RDMA_CACHE_IDS] = 0;
+    for (ep->newest = id; n > 0; n--, id--) {
+        uint32_t *on = place_of(ep, id);
+
+        if (on) {
+            *on = 0;
         }
     }
-    ep->newest = id;
 }
 
 /* [cache locked] 1: it is on this connection that it runs. Else *before: where
@@ -230,8 +241,15 @@ static void advance_ids(endpoint *ep, uint32_t id)
  * may arrive late from a connection that is CLOSED. */
 static int use_id(endpoint *ep, uint32_t id, uint32_t conn, uint32_t *before)
 {
-    uint32_t *on = &ep->ran_on[id % RDMA_CACHE_IDS];
+    uint32_t **run = &ep->ran_on[id / RDMA_CACHE_RUN % RDMA_CACHE_RUNS];
+    uint32_t *on;
 
+    if (!*run) {
+        *run = calloc(RDMA_CACHE_RUN, sizeof(**run));
+    }
+    if (!*run) { /* it is not run, and nothing posted for it */
+        return 0;
+    }
     if (id > ep->newest) {
         advance_ids(ep, id);
     }
@@ -239,6 +257,7 @@ static int use_id(endpoint *ep, uint32_t id, uint32_t conn, uint32_t *before)
         *before = runs_on(ep, id);
         return 0;
     }
+    on = place_of(ep, id);
     *before = *on;
     if (*on == 0) {
         *on = conn;
@@ -249,17 +268,11 @@ static int use_id(endpoint *ep, uint32_t id, uint32_t conn, uint32_t *before)
 int rdma_cache_use_id(rdma_cache_slot *slot, uint32_t id, uint32_t *conn)
 {
     rdma_cache *cache = slot->cache;
-    endpoint *ep = slot->ep;
-    int first = 0;
+    int first;
 
     *conn = 0;
     pthread_mutex_lock(&cache->lock);
-    if (!ep->ran_on) { /* not before: who has never answered costs little */
-        ep->ran_on = calloc(RDMA_CACHE_IDS, sizeof(*ep->ran_on));
-    }
-    if (ep->ran_on) { /* else it is not run, and nothing posted */
-        first = use_id(ep, id, rdma_conn_number(slot->conn), conn);
-    }
+    first = use_id(slot->ep, id, rdma_conn_number(slot->conn), conn);
     pthread_mutex_unlock(&cache->lock);
     return first;
 }

@@ -10,6 +10,8 @@
 #include <arpa/inet.h>
 #include <unistd.h>
 
+#include "../../rdma_cache_private.h"
+
 #define BLOCK   ((uint64_t)RDMA_MEM_BLOCK)
 #define WORKERS 8
 
@@ -319,9 +321,11 @@ START_TEST(idle_time_begins_with_the_end_of_a_lease)
     kit.conf.idle_timeout = 200 * KIT_MS;
     c = kit_go_with_client();
     w = kit_lease(c, RDMA_HDR_READ, 1, 1000);
-    let_time_pass(kit.conf.idle_timeout);
+    let_time_pass(2 * kit.conf.idle_timeout);
     ended = rdma_conn_now();
     kit_take(&w);
+    kit_await_no_bodies();
+    rdma_cache_remind(kit.cache, 0); /* who looks now must not find it idle */
     kit_await_closed(c, 0);
     ck_assert_int_ge(rdma_conn_now() - ended, kit.conf.idle_timeout);
 }
