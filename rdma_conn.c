@@ -443,7 +443,9 @@ int rdma_conn_wait(rdma_conn *c, int (*test)(void *arg), void *arg,
             follow(c, deadline);
             continue;
         }
-        ibv_req_notify_cq(c->send_cq, 0);
+        if (ibv_req_notify_cq(c->send_cq, 0)) { /* nobody would wake us */
+            rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
+        }
         reap(c); /* what came before the arming */
         if (test(arg)) {   /* true once is enough: it may have posted */
             return 0;
@@ -582,11 +584,13 @@ void rdma_conn_receive(rdma_conn *c)
     }
     why = drain(c);
     if (why == RDMA_CONN_CAUSE_NONE && c->state != RDMA_CONN_CLOSED) {
-        ibv_req_notify_cq(c->recv_cq, 0);
-        why = drain(c); /* what came before the arming */
+        /* Not armed, it would be deaf: better none. */
+        why = ibv_req_notify_cq(c->recv_cq, 0) ? RDMA_CONN_CAUSE_DEVICE
+                                               : drain(c); /* came before */
     }
-    if (!c->send_channel && c->state != RDMA_CONN_CLOSED) {
-        ibv_req_notify_cq(c->send_cq, 0);
+    if (!c->send_channel && c->state != RDMA_CONN_CLOSED
+        && ibv_req_notify_cq(c->send_cq, 0) && why == RDMA_CONN_CAUSE_NONE) {
+        why = RDMA_CONN_CAUSE_DEVICE;
     }
     reap(c); /* also what nobody waits for: blocks given up */
     if (why != RDMA_CONN_CAUSE_NONE) {

@@ -97,6 +97,11 @@ void fake_seed(void)
     fflush(stdout);
 }
 
+unsigned fake_seed_modulo(unsigned n)
+{
+    return (unsigned)(seed % n);
+}
+
 void fake_start(void)
 {
     sigset_t all;
@@ -407,6 +412,25 @@ int fake_eventfd(unsigned initial, int flags)
     return eventfd(initial, flags);
 }
 
+/* As the engine calls it: with an int, or with nothing, which F_GETFL ignores. */
+int fake_fcntl(int fd, int command, ...)
+{
+    int error = fake_trip("fcntl");
+    int arg = 0;
+    va_list ap;
+
+    if (error) {
+        errno = error;
+        return -1;
+    }
+    if (command != F_GETFL) {
+        va_start(ap, command);
+        arg = va_arg(ap, int);
+        va_end(ap);
+    }
+    return fcntl(fd, command, arg);
+}
+
 void *fake_mmap(void *addr, size_t len, int prot, int flags, int fd,
                 off_t offset)
 {
@@ -417,6 +441,14 @@ void *fake_mmap(void *addr, size_t len, int prot, int flags, int fd,
         return MAP_FAILED;
     }
     return mmap(addr, len, prot, flags, fd, offset);
+}
+
+apr_status_t fake_apr_pool_create(apr_pool_t **out, apr_abortfunc_t abort,
+                                  apr_allocator_t *allocator)
+{
+    int error = fake_trip("apr_pool_create");
+
+    return error ? error : apr_pool_create_unmanaged_ex(out, abort, allocator);
 }
 
 void fake_spare_this_thread(int on)

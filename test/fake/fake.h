@@ -23,21 +23,33 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include <apr_pools.h>
 #include <infiniband/verbs.h>
 #include <rdma/rdma_cma.h>
 
 /* Once, first thing in main(): the seed of $FAKE_SEED or of the clock, which is
  * printed. */
 void fake_seed(void);
+unsigned fake_seed_modulo(unsigned n);
 
 /* In the process of each test: start the wire; stop and join it. fake_stop()
  * returns how many objects (PDs, MRs, CQs, channels, QPs, ids) are still open,
  * having said which: 0 in every good test. */
 void fake_start(void);
 unsigned fake_stop(void);
+/* An MR whose ibv_dereg_mr() has failed stays registered, and its PD cannot be
+ * deallocated. This ends them, with their memory, as the end of a process would:
+ * whoever they belong to is through with them. Returns how many bytes. */
+size_t fake_free_kept(void);
 
 /* Wait until nothing can happen any more by itself. */
 void fake_settle(void);
+
+/* 1: a work request that has not completed reads or writes some of these bytes, at
+ * either end. */
+int fake_is_posted(const void *at, size_t len);
+/* 1: there is registered memory with this tag, and anybody may READ it. */
+int fake_may_be_read(const void *at, uint32_t rkey);
 
 unsigned fake_open_objects(void);
 size_t fake_registered(void);    /* bytes registered now */
@@ -96,12 +108,16 @@ void fake_hold(const char *function);
 void fake_await_held(void);
 void fake_spare_this_thread(int on);
 
-/* In the place of those of the C library (Makefile.apxs). */
+/* In the place of those of the C library and APR (Makefile.apxs). */
 void *fake_calloc(size_t n, size_t size);
 int fake_pthread_create(pthread_t *thread, const pthread_attr_t *attr,
                         void *(*start)(void *), void *baton);
 int fake_eventfd(unsigned initial, int flags);
+int fake_fcntl(int fd, int command, ...);
 void *fake_mmap(void *addr, size_t len, int prot, int flags, int fd,
                 off_t offset);
+
+apr_status_t fake_apr_pool_create(apr_pool_t **out, apr_abortfunc_t abort,
+                                  apr_allocator_t *allocator);
 
 #endif /* FAKE_H */

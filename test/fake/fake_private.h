@@ -19,12 +19,14 @@
 typedef struct fake_pd {
     struct ibv_pd pd;
     unsigned users; /* MRs and QPs */
+    unsigned kept;  /* of these: MRs that could not be deregistered */
 } fake_pd;
 
 typedef struct fake_mr {
     struct ibv_mr mr;
     struct fake_mr *next;
     unsigned access;
+    int kept;
 } fake_mr;
 
 typedef struct fake_cq {

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #undef ibv_reg_mr
@@ -69,7 +70,7 @@ int ibv_query_device(struct ibv_context *context, struct ibv_device_attr *attr)
 {
     (void)context;
     memset(attr, 0, sizeof(*attr)); /* nobody's device, least of all siw's */
-    return 0;
+    return fake_trip("ibv_query_device");
 }
 
 struct ibv_pd *ibv_alloc_pd(struct ibv_context *context)
@@ -91,8 +92,12 @@ int ibv_dealloc_pd(struct ibv_pd *pd)
     fake_pd *p = (fake_pd *)pd;
 
     fake_lock();
-    if (p->users) {
+    if (p->users > p->kept) {
         fake_fault("ibv_dealloc_pd: it has %u MRs and QPs", p->users);
+    }
+    if (p->kept) {
+        fake_unlock();
+        return EBUSY;
     }
     fake.pds--;
     fake_unlock();
@@ -147,15 +152,14 @@ struct ibv_mr *ibv_reg_mr_iova2(struct ibv_pd *pd, void *addr, size_t len,
     return reg_mr(pd, addr, len, access);
 }
 
+static int is_posted(uint64_t at, uint64_t len);
+
 int ibv_dereg_mr(struct ibv_mr *mr)
 {
     fake_mr *m = (fake_mr *)mr;
     fake_mr **link = &fake.mrs;
     int error = fake_trip("ibv_dereg_mr");
 
-    if (error) {
-        return error;
-    }
     fake_lock();
     while (*link && *link != m) {
         link = &(*link)->next;
@@ -163,6 +167,16 @@ int ibv_dereg_mr(struct ibv_mr *mr)
     if (!*link) {
         fake_fault("ibv_dereg_mr: no such MR");
     }
+    if (error) { /* the device keeps it */
+        ((fake_pd *)mr->pd)->kept += !m->kept;
+        m->kept = 1;
+        fake_unlock();
+        return error;
+    }
+    if (is_posted((uintptr_t)mr->addr, mr->length)) {
+        fake_fault("ibv_dereg_mr: work requests need it");
+    }
+    ((fake_pd *)mr->pd)->kept -= m->kept != 0;
     *link = m->next;
     fake.nmrs--;
     fake.registered -= mr->length;
@@ -170,6 +184,28 @@ int ibv_dereg_mr(struct ibv_mr *mr)
     fake_unlock();
     free(m);
     return 0;
+}
+
+size_t fake_free_kept(void)
+{
+    size_t bytes = 0;
+    fake_mr *m;
+    fake_mr *next;
+
+    for (m = fake.mrs; m; m = next) {
+        next = m->next;
+        if (m->kept) {
+            struct ibv_pd *pd = m->mr.pd;
+
+            bytes += m->mr.length;
+            munmap(m->mr.addr, m->mr.length);
+            ibv_dereg_mr(&m->mr);
+            if (((fake_pd *)pd)->users == 0) {
+                ibv_dealloc_pd(pd);
+            }
+        }
+    }
+    return bytes;
 }
 
 /* pd NULL: the key alone. */
@@ -191,6 +227,64 @@ const fake_mr *fake_find_mr(const struct ibv_pd *pd, uint32_t key,
         return NULL;
     }
     return m;
+}
+
+int fake_may_be_read(const void *at, uint32_t rkey)
+{
+    const fake_mr *m;
+    int may;
+
+    fake_lock();
+    m = fake_find_mr(NULL, rkey, 0, 0, 0);
+    may = m && (m->access & IBV_ACCESS_REMOTE_READ)
+          && fake_find_mr(m->mr.pd, rkey, (uintptr_t)at, 1, 0) == m;
+    fake_unlock();
+    return may;
+}
+
+static int overlap(uint64_t a, uint64_t alen, uint64_t b, uint64_t blen)
+{
+    return a < b + blen && b < a + alen;
+}
+
+/* [locked] What is read at the other end is read only as long as both are there. */
+static int has_in_hand(const fake_qp *q, const fake_wr *w, uint64_t at,
+                       uint64_t len)
+{
+    const fake_id *peer = q->id->peer;
+
+    if (!w->completed && overlap((uintptr_t)w->local, w->len, at, len)) {
+        return 1;
+    }
+    return w->opcode == IBV_WR_RDMA_READ && !w->landed
+           && q->qp.state == IBV_QPS_RTS && peer && peer->id.qp
+           && peer->id.qp->state == IBV_QPS_RTS
+           && overlap(w->to, w->len, at, len);
+}
+
+static int is_posted(uint64_t at, uint64_t len)
+{
+    const fake_qp *q;
+    const fake_wr *w;
+
+    for (q = fake.qps; q; q = q->next) {
+        for (w = q->first; w; w = w->next) {
+            if (has_in_hand(q, w, at, len)) {
+                return 1;
+            }
+        }
+    }
+    return 0;
+}
+
+int fake_is_posted(const void *at, size_t len)
+{
+    int posted;
+
+    fake_lock();
+    posted = is_posted((uintptr_t)at, len);
+    fake_unlock();
+    return posted;
 }
 
 /* ---- completion channels ----------------------------------------------- */
@@ -268,7 +362,12 @@ int ibv_get_cq_event(struct ibv_comp_channel *channel, struct ibv_cq **cq,
 {
     fake_comp *h = (fake_comp *)channel;
     fake_cq *q;
+    int error = fake_trip("ibv_get_cq_event");
 
+    if (error) {
+        errno = error;
+        return -1;
+    }
     fake_lock();
     while (!h->first) {
         fake_unlock();
@@ -375,8 +474,15 @@ void fake_complete(struct ibv_cq *cq, const struct ibv_wc *wc)
 static int poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc)
 {
     fake_cq *q = (fake_cq *)cq;
+    int any;
     int i;
 
+    fake_lock();
+    any = q->n > 0;
+    fake_unlock();
+    if (any && fake_trip("ibv_poll_cq")) {
+        return -1;
+    }
     fake_lock();
     for (i = 0; i < n && q->n > 0; i++) {
         wc[i] = q->ring[q->head];
