@@ -128,6 +128,7 @@ void kit_teardown(void)
     while (kit.nclients > 0) {
         kit_client_free(kit.clients[--kit.nclients]);
     }
+    kit_close_book();
     apr_terminate();
     ck_assert_uint_eq(fake_stop(), 0);
     ck_assert_uint_eq(fake_registered(), 0);
@@ -259,6 +260,10 @@ int kit_begin(kit_work *w)
 /* The client has it, by TCP. */
 static void send_head(kit_work *w, const rdma_hdr_response *head)
 {
+    if (head->kind == RDMA_HDR_READ) {
+        kit_lend(w->client, w->id, head->len, head->stag, head->to,
+                 (size_t)head->len);
+    }
     pthread_mutex_lock(&w->client->lock);
     w->head = *head;
     w->headed = 1;
@@ -318,6 +323,7 @@ int kit_fill(kit_work *w, uint64_t bytes)
         if (!at) {
             return trouble(w, "space");
         }
+        kit_check_is_free(at, room);
         if (room > end - w->filled) {
             room = (size_t)(end - w->filled);
         }
@@ -523,7 +529,7 @@ static unsigned free_blocks(void)
     unsigned n = 0;
 
     while (n < 1024 && rdma_mem_pool_take(pool, 1, &blocks[n]) == 0) {
-        n++;
+        kit_check_is_free(blocks[n++], RDMA_MEM_BLOCK);
     }
     for (i = 0; i < n; i++) {
         rdma_mem_pool_give(pool, blocks[i]);

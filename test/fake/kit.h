@@ -143,6 +143,20 @@ kit_heard kit_say_crumbs(kit_client *c, uint32_t id);
 /* READ len bytes of the server's part to sink + at. 0, or -1. */
 int kit_read(kit_conn *k, const rdma_hdr_response *head, size_t at);
 
+/* ---- what may be read -------------------------------------------------- */
+
+/* The server has told this client that it may READ so many bytes there, with which
+ * its body has come to `end`. */
+void kit_lend(const kit_client *c, uint32_t id, uint64_t end, uint32_t stag,
+              uint64_t to, size_t len);
+/* Before the client says so: it needs what ends there or before no longer; last:
+ * nothing of the id. */
+void kit_returned(const kit_client *c, uint32_t id, uint64_t bytes, int last);
+/* The test fails if somebody may still read these bytes, or the device may look at
+ * them or change them. */
+void kit_check_is_free(const char *at, size_t len);
+void kit_close_book(void);
+
 /* ---- the server -------------------------------------------------------- */
 
 #define KIT_CLIENTS 48

@@ -64,6 +64,7 @@ static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
         }
     }
     else if (m->type == RDMA_HDR_OFFER) {
+        kit_lend(c, m->id, m->bytes, m->stag, m->to, m->len);
         h->fin = (m->flags & RDMA_HDR_FIN) != 0;
         h->offers[h->noffers++ % KIT_OFFERS] = (kit_offer){
             m->bytes, m->to, m->stag, m->len, h->fin};
@@ -79,6 +80,7 @@ static int client_message(void *baton, rdma_conn *conn, const rdma_hdr_msg *m)
     pthread_cond_broadcast(&c->changed);
     pthread_mutex_unlock(&c->lock);
     if (!mute && answer.type) {
+        kit_returned(c, m->id, 0, 1);
         rdma_conn_say(conn, &answer, NULL);
     }
     return 0;
@@ -513,6 +515,10 @@ void kit_say(kit_conn *k, rdma_hdr_type type, uint32_t id, uint64_t bytes,
                       .bytes = bytes,
                       .len = type == RDMA_HDR_OFFER ? (uint32_t)bytes : 0};
 
+    if (type == RDMA_HDR_CONSUMED || type == RDMA_HDR_ABORT) {
+        kit_returned(k->client, id, bytes,
+                     type == RDMA_HDR_ABORT || (flags & RDMA_HDR_FIN));
+    }
     rdma_conn_lock(k->conn);
     rdma_conn_say(k->conn, &m, NULL);
     rdma_conn_unlock(k->conn);

@@ -417,8 +417,8 @@ START_TEST(client_has_stopped)
     if (w.step) {
         ck_assert_uint_eq(w.conn, 1);
     }
+    kit_await_all_blocks(); /* none of them before its WRITE has ended */
     kit_await_slots(0);
-    kit_await_all_blocks();
     kit_next_works(c, RDMA_HDR_WRITE, 3, 2);
 }
 END_TEST
