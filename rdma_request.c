@@ -191,19 +191,6 @@ static int names_peer(const rdma_hdr_request *field,
     }
 }
 
-/* Nobody in particular, everybody, or only with a zone that we do not know. */
-static int is_unicast(const rdma_hdr_request *field)
-{
-    static const uint8_t zero[16];
-    const uint8_t *a = field->addr;
-
-    if (field->family == 4) {
-        return a[0] != 0 && a[0] < 224;
-    }
-    return memcmp(a, zero, 16) && a[0] != 0xff
-           && !(a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
-}
-
 /* The address of the field as one of APR's, and as a socket address. */
 static void field_address(const rdma_hdr_request *field, apr_sockaddr_t *sa,
                           struct sockaddr_storage *to)
@@ -239,7 +226,7 @@ static int choose_address(rdma_request *q, request_rec *r)
     copy_address(r->connection->client_addr, &q->to.remote);
     if (!names_peer(field, &q->to.remote)) {
         field_address(field, &named, &q->to.remote);
-        if (!is_unicast(field)
+        if (!rdma_hdr_names_a_host(field)
             || !rdma_config_allows(rdma_config_of(r), &named)) {
             if (!q->refused) {
                 q->refused = 1;

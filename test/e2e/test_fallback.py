@@ -173,8 +173,8 @@ class TestDirectories:
 @pytest.mark.httpd("RdmaEnable On\n"
                    "RdmaAllow 0.0.0.0/1 128.0.0.0/1 ::/1 8000::/1")
 @pytest.mark.parametrize("address", [
-    "0.0.0.0", "0.1.2.3", "224.0.0.1", "239.255.255.255", "255.255.255.255",
-    "::", "ff02::1", "ff05::2", "fe80::1"])
+    "0.0.0.0", "0.1.2.3", "169.254.1.1", "224.0.0.1", "239.255.255.255",
+    "255.255.255.255", "::", "ff02::1", "ff05::2", "fe80::1"])
 def test_an_address_of_nobody_or_of_many(get, address):
     """Where even every address is allowed."""
     assert declined(get(field(addr=address))) == "policy"

@@ -352,6 +352,44 @@ START_TEST(request_addresses)
 }
 END_TEST
 
+static int names_a_host(const char *addr)
+{
+    char text[256];
+    rdma_hdr_request r;
+
+    snprintf(text, sizeof(text), "%s, addr=\"%s\"%s", V PORT, addr,
+             TOKEN ID READ);
+    ck_assert_int_eq(parse_request(text, strlen(text), &r), RDMA_HDR_OK);
+    return rdma_hdr_names_a_host(&r);
+}
+
+/* Both ends of what is refused, and what lies next to them. (A mapped address is
+ * none: see above.) */
+START_TEST(addresses_of_hosts)
+{
+    static const char *const hosts[] = {
+        "1.0.0.0",     "10.77.0.1",       "127.0.0.1", "169.253.255.255",
+        "169.255.0.0", "223.255.255.255", "::1",       "2001:db8::1",
+        "fe00::1",     "fe7f::1",         "fec0::1",   "feff::1",
+        "100::",       "::2"};
+    static const char *const others[] = {
+        "0.0.0.0",         "0.0.0.1",         "0.255.255.255",
+        "169.254.0.0",     "169.254.169.254", "169.254.255.255",
+        "224.0.0.0",       "239.255.255.255", "240.0.0.1",
+        "255.255.255.255", "::",              "fe80::",
+        "fe80::1",         "fe90::1",         "febf:ffff::1",
+        "ff00::",          "ff02::1",         "ffff::1"};
+    rdma_hdr_request none = {.family = 0};
+    size_t i;
+
+    ck_assert(!rdma_hdr_names_a_host(&none));
+    for (i = 0; i < COUNT(hosts); i++)
+        ck_assert_msg(names_a_host(hosts[i]), "%s", hosts[i]);
+    for (i = 0; i < COUNT(others); i++)
+        ck_assert_msg(!names_a_host(others[i]), "%s", others[i]);
+}
+END_TEST
+
 #define REFUSED(change)                                                        \
     do {                                                                       \
         rdma_hdr_request r = a_request();                                      \
@@ -619,6 +657,7 @@ int main(void)
     tcase_add_test(t, versions);
     tcase_add_test(t, field_length);
     tcase_add_test(t, request_addresses);
+    tcase_add_test(t, addresses_of_hosts);
     tcase_add_test(t, format_request_refuses);
     tcase_add_test(t, responses_good);
     tcase_add_test(t, response_fields);
