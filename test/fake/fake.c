@@ -71,6 +71,16 @@ unsigned fake_random(unsigned below)
     return (unsigned)(fake.rng >> 20) % below;
 }
 
+unsigned fake_pick(unsigned below)
+{
+    unsigned n;
+
+    fake_lock();
+    n = fake_random(below);
+    fake_unlock();
+    return n;
+}
+
 void fake_fault(const char *fmt, ...)
 {
     va_list ap;

@@ -31,6 +31,8 @@
  * printed. */
 void fake_seed(void);
 unsigned fake_seed_modulo(unsigned n);
+/* What the seed makes of it, from 0 to below - 1. */
+unsigned fake_pick(unsigned below);
 
 /* In the process of each test: start the wire; stop and join it. fake_stop()
  * returns how many objects (PDs, MRs, CQs, channels, QPs, ids) are still open,

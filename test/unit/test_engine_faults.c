@@ -7,6 +7,7 @@
  */
 #include "kit.h"
 
+#include <stdio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -455,6 +456,118 @@ START_TEST(fin_before_the_loss_counts)
 }
 END_TEST
 
+/* ---- everybody is lost at once ----------------------------------------- */
+
+enum { CROWD = 33 }; /* clients, each with a connection of either kind */
+
+typedef struct victim {
+    kit_client *client;
+    kit_work works[2]; /* streams, by kind */
+} victim;
+
+/* Until the client has been told of so much that its stream has to wait. */
+static void await_waiting(const victim *v)
+{
+    kit_client *c = v->client;
+
+    pthread_mutex_lock(&c->lock);
+    while (kit_entry(c, 3)->written < RDMA_BODY_RING
+           || kit_entry(c, 4)->noffers < 1) {
+        kit_sleep_on(c, "two streams that wait");
+    }
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* In either kind a lease, and a worker that waits for its stream to be taken. */
+static void busy(victim *v, unsigned i)
+{
+    char addr[16];
+    unsigned k;
+
+    snprintf(addr, sizeof(addr), "192.0.2.%u", i + 1);
+    v->client = kit_client_new(addr);
+    kit_client_mute(v->client, 1);
+    for (k = 0; k < 2; k++) {
+        kit_lease(v->client, kit_kinds[k], k + 1, 5000);
+        v->works[k] = kit_request(v->client, kit_kinds[k], k + 3, 9 * BLOCK);
+        v->works[k].stream = 1;
+        v->works[k].window = RDMA_BODY_RING;
+        v->works[k].at = BLOCK;
+        kit_run(&v->works[k], kit_serve_thread);
+    }
+}
+
+/* The progress thread hears of all of them together; workers by themselves. Some
+ * say farewell, some are cut off. */
+static void lose_all(victim *victims)
+{
+    unsigned n = 2 * CROWD;
+    unsigned order[2 * CROWD];
+    unsigned i;
+
+    for (i = 0; i < n; i++) {
+        unsigned at = i ? fake_pick(i + 1) : 0;
+
+        order[i] = order[at];
+        order[at] = i;
+    }
+    kit_stop_progress(1);
+    for (i = 0; i < n; i++) {
+        kit_conn *k =
+            kit_client_conn(victims[order[i] / 2].client, order[i] % 2);
+
+        if (fake_pick(2)) {
+            fake_kill(rdma_conn_id(k->conn));
+        }
+        else {
+            kit_disconnect(k);
+        }
+    }
+    kit_stop_progress(0);
+}
+
+START_TEST(everybody_is_lost_at_once)
+{
+    static victim victims[CROWD];
+    rdma_conn_time began;
+    unsigned i;
+
+    kit.conf.memory = 256 * 1024 * 1024;
+    kit.conf.max_connections = 2 * CROWD;
+    kit_deadlines(10 * KIT_PATIENT); /* nobody waits for one */
+    kit_go();
+    for (i = 0; i < CROWD; i++) {
+        busy(&victims[i], i);
+    }
+    for (i = 0; i < CROWD; i++) {
+        await_waiting(&victims[i]);
+    }
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_ConnectionsMade), 2 * CROWD);
+    began = rdma_conn_now();
+    lose_all(victims);
+    for (i = 0; i < 2 * CROWD; i++) {
+        kit_work *w = &victims[i / 2].works[i % 2];
+
+        kit_join(w);
+        ck_assert_ptr_nonnull(w->step);
+        ck_assert_uint_eq(w->conn, victims[i / 2].client->conns[i % 2].number);
+    }
+    kit_await_slots(0);
+    ck_assert_int_lt(rdma_conn_now() - began, KIT_PATIENT);
+    /* All has come back, and nothing twice: what was given back twice would be
+     * there twice. */
+    kit_await_all_blocks();
+    kit_await_used((unsigned)kit.conf.memory / 2);
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_LeasesOpen), 0);
+    ck_assert_uint_eq(kit_count(RDMA_COUNT_ArenasOpen), 0);
+    for (i = 0; i < 2; i++) {
+        kit_client_mute(victims[i].client, 0);
+        kit_next_works(victims[i].client, kit_kinds[i], 5, 3);
+    }
+    kit_pass(kit_client_new("192.0.2.99"), RDMA_HDR_WRITE, 1, BLOCK);
+}
+END_TEST
+
 static void add(Suite *s)
 {
     TCase *t = kit_group(s, "leases");
@@ -481,6 +594,7 @@ static void add(Suite *s)
     tcase_add_loop_test(t, client_has_stopped, 0, 2);
     tcase_add_test(t, client_stops_with_a_lease);
     tcase_add_test(t, fin_before_the_loss_counts);
+    tcase_add_test(t, everybody_is_lost_at_once);
 }
 
 int main(void)
