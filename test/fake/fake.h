@@ -55,6 +55,7 @@ int fake_may_be_read(const void *at, uint32_t rkey);
 
 unsigned fake_open_objects(void);
 size_t fake_registered(void);    /* bytes registered now */
+size_t fake_registered_with(unsigned access); /* ... with all of these rights */
 void fake_memlock(size_t bytes); /* ENOMEM for what is beyond; 0: no limit */
 
 /* What happens to a connect to this port. */

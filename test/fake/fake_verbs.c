@@ -229,6 +229,19 @@ const fake_mr *fake_find_mr(const struct ibv_pd *pd, uint32_t key,
     return m;
 }
 
+size_t fake_registered_with(unsigned access)
+{
+    const fake_mr *m;
+    size_t n = 0;
+
+    fake_lock();
+    for (m = fake.mrs; m; m = m->next) {
+        n += (m->access & access) == access ? m->mr.length : 0;
+    }
+    fake_unlock();
+    return n;
+}
+
 int fake_may_be_read(const void *at, uint32_t rkey)
 {
     const fake_mr *m;
