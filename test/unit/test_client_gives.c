@@ -67,9 +67,9 @@ START_TEST(windows_can_be_written_and_no_more)
     }
     ck_assert_ptr_null(rdmahttp_endpoint_begin(ep)); /* they are in use */
     ck_assert_uint_eq(fake_registered(), WINDOWS * WINDOW);
-    ck_assert_uint_eq(fake_registered_with(IBV_ACCESS_LOCAL_WRITE
-                                           | IBV_ACCESS_REMOTE_WRITE),
-                      WINDOWS * WINDOW);
+    ck_assert_uint_eq(
+        fake_registered_with(IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE),
+        WINDOWS * WINDOW);
     ck_assert_uint_eq(fake_registered_with(IBV_ACCESS_REMOTE_READ), 0);
     ck_assert_uint_eq(fake_registered_with(IBV_ACCESS_REMOTE_ATOMIC), 0);
     for (i = 0; i < WINDOWS; i++) {

@@ -70,11 +70,11 @@ static known asks(rdma_cache_target t)
                    after.clients - before.clients};
 }
 
-#define ck_assert_new(target, nendpoints, nclients) \
-    do { \
-        known more = asks(target); \
-        ck_assert_uint_eq(more.endpoints, nendpoints); \
-        ck_assert_uint_eq(more.clients, nclients); \
+#define ck_assert_new(target, nendpoints, nclients)                            \
+    do {                                                                       \
+        known more = asks(target);                                             \
+        ck_assert_uint_eq(more.endpoints, nendpoints);                         \
+        ck_assert_uint_eq(more.clients, nclients);                             \
     } while (0)
 
 /* The name is all of address, port and token; limits are the address's. (IPv4, with
