@@ -185,8 +185,9 @@ static void reap(rdma_conn *c)
 {
     struct ibv_wc wc;
     int any = 0;
+    int n;
 
-    while (ibv_poll_cq(c->send_cq, 1, &wc) == 1) {
+    while ((n = ibv_poll_cq(c->send_cq, 1, &wc)) == 1) {
         rdma_conn_wr *wr = (rdma_conn_wr *)(uintptr_t)wc.wr_id;
         int ok = wc.status == IBV_WC_SUCCESS;
 
@@ -206,6 +207,9 @@ static void reap(rdma_conn *c)
         if (!ok) {
             rdma_conn_close(c, RDMA_CONN_CAUSE_PEER);
         }
+    }
+    if (n < 0) { /* what is in it would never be known */
+        rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
     }
     if (any) { /* they may have been somebody else's; a leader wakes itself */
         pthread_cond_broadcast(&c->cond);
@@ -562,10 +566,14 @@ static rdma_conn_cause drain(rdma_conn *c)
     rdma_conn_cause why = RDMA_CONN_CAUSE_NONE;
     struct ibv_wc wc;
     int lost = 0;
+    int n = 0;
 
     while (why == RDMA_CONN_CAUSE_NONE && c->state != RDMA_CONN_CLOSED
-           && ibv_poll_cq(c->recv_cq, 1, &wc) == 1) {
+           && (n = ibv_poll_cq(c->recv_cq, 1, &wc)) == 1) {
         why = received(c, &wc, &lost);
+    }
+    if (n < 0) { /* it would be deaf: better none */
+        return RDMA_CONN_CAUSE_DEVICE;
     }
     return why == RDMA_CONN_CAUSE_NONE && lost ? RDMA_CONN_CAUSE_PEER : why;
 }

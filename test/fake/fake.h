@@ -95,7 +95,8 @@ void fake_refuse_dead_posts(int on);
  * not spared, fails with this errno. Functions of the two libraries, and those
  * of the C library that the engine has from below. An ibv_post_send() that fails
  * with ENOTCONN has queued its work request all the same: it blocks the send
- * queue, and is flushed with it. */
+ * queue, and is flushed with it. A CQ whose ibv_poll_cq() has failed is broken: no
+ * other succeeds. */
 void fake_fail(const char *function, unsigned nth, int error);
 /* The same, but first it does this; with an error of 0 it does not fail. */
 void fake_meet(const char *function, unsigned nth, int error,

@@ -435,6 +435,9 @@ void fake_remove_device(void)
 int rdma_listen(struct rdma_cm_id *rid, int backlog)
 {
     (void)backlog;
+    if (tripped("rdma_listen")) {
+        return -1;
+    }
     fake_lock();
     ((fake_id *)rid)->state = CM_LISTENING;
     fake_unlock();
@@ -588,6 +591,9 @@ int rdma_reject(struct rdma_cm_id *rid, const void *data, uint8_t len)
     fake_id *id = (fake_id *)rid;
     fake_id *peer;
 
+    if (tripped("rdma_reject")) {
+        return -1;
+    }
     fake_lock();
     peer = id->peer;
     id->state = CM_OVER;

@@ -36,6 +36,7 @@ typedef struct fake_cq {
     unsigned read, acked; /* events */
     unsigned users;       /* QPs */
     int armed;
+    int broken; /* polling it fails, from now on */
     unsigned head, n, size;
     struct ibv_wc *ring;
 } fake_cq;

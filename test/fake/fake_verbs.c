@@ -494,6 +494,9 @@ static int poll_cq(struct ibv_cq *cq, int n, struct ibv_wc *wc)
     any = q->n > 0;
     fake_unlock();
     if (any && fake_trip("ibv_poll_cq")) {
+        __atomic_store_n(&q->broken, 1, __ATOMIC_RELAXED);
+    }
+    if (__atomic_load_n(&q->broken, __ATOMIC_RELAXED)) {
         return -1;
     }
     fake_lock();

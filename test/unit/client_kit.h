@@ -26,7 +26,6 @@ typedef struct lib_server {
     struct ibv_comp_channel *channel;
     struct rdma_event_channel *events;
     rdma_mem_region body;
-    rdma_conn_wr wr;
     pthread_t thread;
     int wake_fd;
     int has_thread;
@@ -79,6 +78,8 @@ int lib_sink(void *baton, const void *bytes, size_t n);
 void lib_expect_awake(unsigned before);
 /* Take what comes, asleep while nothing does. How it ended, and *n bytes. */
 rdmahttp_taken lib_take_all(rdmahttp_transfer *t, size_t *n);
+/* The same up to so many bytes or more: RDMAHTTP_TAKE_MORE. */
+rdmahttp_taken lib_take_some(rdmahttp_transfer *t, size_t most, size_t *n);
 /* The head of a response by server-write that names this connection: W2, or W1
  * if total is not 0. As rdmahttp_endpoint_head(). */
 int lib_head(rdmahttp_transfer *t, uint32_t conn, uint64_t total);
