@@ -213,6 +213,22 @@ def test_a_tag_of_another_client(client):
     well(client)
 
 
+@pytest.mark.httpd(SHORT)
+@pytest.mark.parametrize("mode", [
+    "write", pytest.param("read", marks=pytest.mark.long)])
+def test_flood(client, mode):
+    """Who asks again and again and returns no credit gets no answer one day,
+    and then has none left itself: the server counts, and ends it."""
+    before = status()
+    liar = client.peer(
+        [client.site.file(300_000)], "--step", "before-consumed=lie:flood",
+        "--step", "before-consumed=wait:800", "--timeout", 10, "--linger", 300,
+        mode=mode, requests=1)
+    assert liar.json["connections"]["lost"] == 1, liar.json
+    wait_for(ConnectionsClosedProtocol=before["ConnectionsClosedProtocol"] + 1)
+    well(client)
+
+
 # What a field may say of the client's window that is not so, and what comes of it.
 WINDOWS = {
     "another tag": ("deadbe00", "{to}", "{len}", "failed"),

@@ -67,6 +67,7 @@ struct conn {
     bool held;        /* its completions are left alone */
     bool gone;
     bool disconnect_off; /* destroy without disconnect */
+    bool floods;         /* it gives no credits back, and needs none */
     double last_in, pinged;
     uint64_t in[MESSAGE_TYPES], out[MESSAGE_TYPES];
 };
@@ -85,6 +86,9 @@ bool conn_fin_queued(const struct conn *c, uint32_t id);
 void conn_flush(struct conn *c);
 /* `len` bytes against all rules; false when the device refuses. */
 bool conn_post_raw(struct conn *c, const uint8_t *data, size_t len);
+
+/* PINGs from now on until the other end has enough of it. */
+void conn_flood(struct conn *c);
 
 bool conn_move(struct conn *c, enum ibv_wr_opcode opcode, void *local,
                const struct ibv_mr *mr, uint32_t len, uint32_t stag,

@@ -158,8 +158,8 @@ static void long_message(const struct point *p)
 
 static void flood(const struct point *p)
 {
-    for (unsigned i = 0; i < 250; i++) {
-        lie_message(p, PING, 0, 0, 0);
+    if (conn_of(p) != NULL && !conn_of(p)->floods) {
+        conn_flood(conn_of(p));
     }
 }
 
@@ -262,7 +262,7 @@ static const struct {
     {"early-fin", early_fin, "CONSUMED(fin) now"},
     {"wrong-fin", wrong_fin, "CONSUMED(fin) of another number"},
     {"extra-credits", extra_credits, "PONG with 255 credits"},
-    {"flood", flood, "250 PING beyond all credit"},
+    {"flood", flood, "PINGs from now on, and no credit in return"},
     {"silent", silent, "no last word for this id, ever"},
     {"read-beyond", read_beyond, "READ behind the part's end"},
     {"read-before", read_before, "READ before the part"},
