@@ -229,6 +229,45 @@ def test_flood(client, mode):
     well(client)
 
 
+@pytest.mark.httpd(SHORT)
+@pytest.mark.parametrize("mode, lie", [
+    ("read", "own"),
+    pytest.param("write", "guess", marks=pytest.mark.long),
+    pytest.param("read", "guess", marks=pytest.mark.long)])
+def test_invalidate(client, mode, lie):
+    """SEND with Invalidate: whoever it meets, it is the liar who loses its
+    connection."""
+    step = "before-read" if mode == "read" else "before-consumed"
+    honest = client.start_peer([client.site.file(300_000)], requests=20)
+    liar = client.peer(
+        [client.site.file(100_000)], "--step", f"{step}=lie:invalidate-{lie}",
+        "--step", f"{step}=wait:500", "--timeout", 10, "--linger", 300,
+        mode=mode, requests=1)
+    assert liar.json["connections"]["lost"] == 1, liar.json
+    body, = liar.details
+    assert (body["result"] == "ok") == (mode == "write"), liar.json
+    ended, out, _ = client.finish(honest)
+    assert ended == 0, out
+    well(client)
+
+
+@pytest.mark.httpd(SHORT)
+def test_invalidate_another_clients(client):
+    """It is of another domain."""
+    run = client.peer(
+        [client.site.file(100_000)], "--clients", 2, "--timeout", 10,
+        "--step", "before-read/1=wait:700", "--step",
+        "before-request/2=wait:300", "--step",
+        "head/2=lie:invalidate-other", "--step", "head/2=wait:500",
+        mode="read", requests=1)
+    assert run.json["connections"]["lost"] == 1, run.json
+    one, other = sorted(run.details, key=lambda body: body["client"])
+    assert (one["path"], one["result"]) == ("read", "ok"), run.json
+    assert other["result"] != "ok", run.json
+    client.tally.body(True, 100_000)
+    well(client)
+
+
 # What a field may say of the client's window that is not so, and what comes of it.
 WINDOWS = {
     "another tag": ("deadbe00", "{to}", "{len}", "failed"),

@@ -135,7 +135,7 @@ struct conn *conn_new(struct rdma_cm_id *id, struct ibv_pd *pd, uint8_t kind,
 {
     struct conn *c = need(calloc(1, sizeof *c));
     struct ibv_qp_init_attr attr = {.qp_type = IBV_QPT_RC};
-    size_t size = (size_t)depth * RECEIVE_SIZE;
+    size_t size = ((size_t)depth + 1) * RECEIVE_SIZE; /* one to send from */
     c->owner.event = on_event;
     c->ops = ops;
     c->user = user;
@@ -197,6 +197,28 @@ bool conn_post_raw(struct conn *c, const uint8_t *data, size_t len)
         return false;
     }
     c->sends++;
+    return true;
+}
+
+/* siw takes no inline data here, and its library the tag from where a WRITE has
+ * it. */
+bool conn_invalidate(struct conn *c, uint32_t stag)
+{
+    uint8_t *data = c->receives + (size_t)c->depth * RECEIVE_SIZE;
+    struct ibv_sge sge = {
+        .addr = (uintptr_t)data, .length = MESSAGE_SIZE, .lkey = c->mr->lkey};
+    struct ibv_send_wr *bad, wr = {.wr_id = WORK_SEND,
+                                   .sg_list = &sge,
+                                   .num_sge = 1,
+                                   .opcode = IBV_WR_SEND_WITH_INV,
+                                   .send_flags = IBV_SEND_SIGNALED};
+    wire_put(data, &(struct message){.type = PING});
+    wr.invalidate_rkey = wr.wr.rdma.rkey = stag;
+    if (c->gone || ibv_post_send(c->id->qp, &wr, &bad) != 0) {
+        return false;
+    }
+    c->sends++;
+    c->avail -= c->avail > 0;
     return true;
 }
 

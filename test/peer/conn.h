@@ -87,6 +87,8 @@ void conn_flush(struct conn *c);
 /* `len` bytes against all rules; false when the device refuses. */
 bool conn_post_raw(struct conn *c, const uint8_t *data, size_t len);
 
+/* SEND with Invalidate: a PING that takes the other end a tag. */
+bool conn_invalidate(struct conn *c, uint32_t stag);
 /* PINGs from now on until the other end has enough of it. */
 void conn_flood(struct conn *c);
 

@@ -243,6 +243,35 @@ static void many_reads(const struct point *p)
     }
 }
 
+static void invalidate(const struct point *p, const struct part *part,
+                       uint32_t other)
+{
+    struct conn *c = conn_of(p);
+    if (c != NULL && part != NULL) {
+        trace("client %u lies: SEND with Invalidate", p->ep->number);
+        if (!conn_invalidate(c, part->stag ^ other)) {
+            conn_destroy(c, "SEND with Invalidate was refused");
+        }
+    }
+}
+
+static void invalidate_own(const struct point *p)
+{
+    invalidate(p, p->request != NULL ? &p->request->last_part : NULL, 0);
+}
+
+static void invalidate_other(const struct point *p)
+{
+    invalidate(p, part_of_another(p->ep), 0);
+}
+
+/* In kind write there is no part to begin from. */
+static void invalidate_guess(const struct point *p)
+{
+    static const struct part none;
+    invalidate(p, &none, 0xdeadbe00u);
+}
+
 static const struct {
     const char *name;
     void (*tell)(const struct point *p);
@@ -271,6 +300,10 @@ static const struct {
     {"read-after-done", read_again, "READ the part's begin (at consumed-sent)"},
     {"many-reads", many_reads, "64 READs at once"},
     {"write-attempt", write_attempt, "RDMA WRITE into the part"},
+    {"invalidate-own", invalidate_own, "SEND with Invalidate of the part"},
+    {"invalidate-other", invalidate_other,
+     "of the last part of another client"},
+    {"invalidate-guess", invalidate_guess, "of a tag that nobody has told"},
 };
 
 static const char *const twists[] = {
