@@ -207,10 +207,15 @@ def test_many_origins(client, hostile):
     assert len(listeners) == 16, hostile.held
 
 
-def test_unanswered(client):
+@pytest.mark.parametrize("lost", [
+    "answers", pytest.param("requests", marks=pytest.mark.long)])
+def test_unanswered(client, lost):
     """The field prescribes where the request comes from; if it never gets out
     from there, it is tried without."""
-    client.lab.black_hole(client.lab.client())
+    if lost == "answers":
+        client.lab.black_hole(client.lab.client())
+    else:
+        client.lab.netem("loss", "100%", at="CLIENT")
     try:
         result = get(client, "/", "--timeout=1")
     finally:
@@ -360,4 +365,129 @@ def test_given_up(client, peer_server, rdma):
         assert is_right(result)
     else:
         assert (result.status, result.path) == (4, rdma), result.err
+        assert not list(client.folder.iterdir())
+
+
+# What may be wrong with the server's connect request, and why the client says
+# that it rejects it.
+SPOILT = {
+    "connect-magic": "malformed private data",
+    "connect-version": "unknown protocol version",
+    "connect-kind": "wrong kind of connection",
+    "connect-other": "wrong kind of connection",
+    "connect-depth": "receive depth out of range",
+    "connect-token": "wrong token",
+    "connect-short": "malformed private data",
+    "connect-bare": "malformed private data",
+}
+# What costs the connection, PROTOCOL.md, 11; by mode.
+FORBIDDEN = ("late-hello", "second-hello", "bad-type", "wrong-type",
+             "other-type", "bad-length", "long-message", "zero-id", "huge-id",
+             "unknown-id", "extra-credits", "flood")
+FORBIDDEN_BY = {
+    "write": (*FORBIDDEN, "written-falls", "written-beyond"),
+    "read": (*FORBIDDEN, "offer-nothing", "offer-wraps", "offer-all",
+             "offer-gap", "offer-third"),
+}
+# What its device refuses, or somebody ends.
+REFUSED = ("write-before", "write-beyond", "write-far", "write-tag")
+CHECKED_LIES = {("write", "flood"), ("write", "written-beyond"),
+                ("write", "write-beyond"), ("write", "connect-token"),
+                ("read", "unknown-id"), ("read", "offer-third"),
+                ("read", "part-tag"), ("write", "written-little")}
+
+
+def told(*lies):
+    """(mode, lie) as parameters; few of them in check."""
+    return pytest.mark.parametrize("rdma, lie", [
+        pytest.param(*lie, marks=[] if lie in CHECKED_LIES
+                     else pytest.mark.long) for lie in lies])
+
+
+def lied_to(client, rdma, lie, *options, more="", timeout=10):
+    """The lie has come to nothing: its request is answered over TCP, with a
+    redirect, and the same endpoint gets the next one by RDMA."""
+    result = get(client, f"/{SEED}/{SIZE}?lie={lie}{more}&turn", *options,
+                 f"--timeout={timeout}", rdma=rdma, seconds=30)
+    assert (result.status, result.path, result.redirects) == (0, rdma, 1), \
+        result.err
+    assert is_right(result)
+    client.tally.body(True, SIZE)
+    return result
+
+
+@told(*((rdma, lie) for rdma in ("write", "read") for lie in SPOILT))
+def test_spoilt_connects(client, peer_server, rdma, lie):
+    result = lied_to(client, rdma, lie)
+    assert re.search(f"rejected an RDMA connection from .*: {SPOILT[lie]}$",
+                     result.err, re.M), result.err
+    assert "declined=connect" in result.err, result.err
+
+
+@told(*((rdma, lie) for rdma, lies in FORBIDDEN_BY.items() for lie in lies))
+def test_server_breaks_the_protocol(client, peer_server, rdma, lie):
+    """It is the client that ends the connection; the server admits it."""
+    result = lied_to(client, rdma, lie)
+    assert "RDMA connection 1 ended: protocol error" in result.err, result.err
+    assert "declined=failed" in result.err, result.err
+
+
+@told(*(("write", lie) for lie in FORBIDDEN_BY["write"]
+        if not lie.endswith("-hello") and lie != "flood"))
+def test_server_breaks_the_protocol_later(client, peer_server, rdma, lie):
+    """The head has come, or is on its way: the client asks again."""
+    result = lied_to(client, rdma, lie, more="&early")
+    assert "RDMA connection 1 ended: protocol error" in result.err, result.err
+    assert "asking again without" in result.err, result.err
+
+
+@told(*(("write", lie) for lie in REFUSED),
+      *((rdma, "disconnect") for rdma in ("write", "read")))
+def test_server_reaches_beside(client, peer_server, rdma, lie):
+    """Nobody writes but into the window; it costs the connection."""
+    result = lied_to(client, rdma, lie)
+    assert "RDMA connection 1 ended: " in result.err, result.err
+    assert "declined=failed" in result.err, result.err
+
+
+@told(*(("read", lie) for lie in ("part-tag", "part-far", "part-huge")))
+def test_parts_that_are_none(client, peer_server, rdma, lie):
+    result = lied_to(client, rdma, lie)
+    assert re.search("RDMA failed: (an RDMA READ failed|the RDMA connection "
+                     "was lost); asking again without", result.err), result.err
+
+
+@told(*(("write", lie) for lie in ("written-much", "written-little")))
+def test_server_contradicts_itself(client, peer_server, rdma, lie):
+    """That costs it the id, and no more."""
+    result = lied_to(client, rdma, lie)
+    assert re.search("RDMA failed: .* contradicts .*; asking again without",
+                     result.err), result.err
+    assert "protocol error" not in result.err, result.err
+
+
+@told(("write", "no-hello"), ("read", "no-hello"), ("write", "silence"))
+def test_server_falls_silent(client, peer_server, rdma, lie):
+    result = lied_to(client, rdma, lie, timeout=1)
+    assert "RDMA failed: no progress by RDMA in time; asking again without" \
+        in result.err, result.err
+
+
+@told(("read", "silence"), ("read", "offer-little"),
+      *(("read", f"{lie}&early") for lie in FORBIDDEN_BY["read"]
+        if not lie.endswith("-hello") and lie != "flood"),
+      ("read", "disconnect&early"))
+def test_stream_that_goes_wrong(client, peer_server, rdma, lie):
+    """As when it is given up: it is asked for again, unless some of it has been
+    written out by then."""
+    result = get(client, f"/{SEED}/{SIZE}?lie={lie}&turn", "--timeout=1",
+                 rdma=rdma, seconds=30)
+    if result.status == 0:
+        assert (result.path, result.redirects) == (rdma, 1), result.err
+        assert "asking again without" in result.err, result.err
+        assert is_right(result)
+    else:
+        assert result.status in (4, 7), result.err
+        assert result.bytes_rdma > 0, result.json
+        assert result.error in result.err and result.error, result.err
         assert not list(client.folder.iterdir())

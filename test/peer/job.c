@@ -14,6 +14,8 @@
  *   fail          D3 after a part of it was written, with the body by TCP
  *   abort         ABORT in the middle of a stream, and HTTP is cut
  *   revoke=MS     ABORT so long after R1
+ *   lie=NAME      what the protocol forbids, see --help; early: the head first
+ *   turn          what goes by TCP is a redirect to the same body, honestly
  */
 #include "job.h"
 
@@ -23,52 +25,19 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "conn.h"
-#include "field.h"
+#include "jobs.h"
+#include "lie.h"
 #include "loop.h"
 #include "peer.h"
 
 enum { ONE_PASS = 16777216, MOVES = 64, CONNECT_MS = 5000 };
 
-/* A connection to a client, being made or there. */
-struct remote {
-    struct cm_owner owner;
-    struct remote *next;
-    struct sockaddr_storage to;
-    uint8_t token[TOKEN_SIZE];
-    uint8_t kind;
-    struct rdma_cm_id *id;
-    struct ibv_pd *pd;
-    struct conn *conn;
-    uint32_t number;
-    bool dead;
-};
-
-enum stage { CONNECTING, RUNNING, ENDED };
-
-struct job {
-    struct job *next;
-    struct session *session; /* NULL when HTTP has gone */
-    struct sockaddr_storage peer, local;
-    struct remote *remote;
-    struct offer offer;
-    char query[256];
-    uint64_t seed, size, announced, consumed;
-    uint32_t part;
-    enum stage stage;
-    bool stream, unknown, dry, fin, head_sent, server_last, client_last;
-    uint8_t *memory;
-    size_t length;
-    struct ibv_mr *mr;
-};
-
 static struct remote *remotes;
 static struct job *jobs;
 
 static void run(struct job *j);
-static void by_tcp(struct job *j, const char *field);
 
-static const char *option(const struct job *j, const char *name)
+const char *job_option(const struct job *j, const char *name)
 {
     const char *at = j->query;
     size_t len = strlen(name);
@@ -83,7 +52,7 @@ static const char *option(const struct job *j, const char *name)
     return NULL;
 }
 
-static void stamps(uint8_t *out, uint64_t from, uint64_t n, uint64_t seed)
+void job_stamps(uint8_t *out, uint64_t from, uint64_t n, uint64_t seed)
 {
     for (uint64_t i = from; i < from + n; i++) {
         uint64_t word = (i & ~UINT64_C(7)) ^ seed;
@@ -102,32 +71,55 @@ void job_left(struct job *j)
     }
 }
 
-static void send_head(struct job *j, const char *field, const char *framing)
+static void head(struct job *j, const char *status, const char *field,
+                 const char *rest)
 {
     char text[1024];
     int n;
     if (j->session == NULL) {
         return;
     }
-    trace("serve id %u: %s, %s", j->offer.id, field, framing);
-    n = snprintf(text, sizeof text, "HTTP/1.1 200 OK\r\n%s%s%s%s\r\n\r\n",
+    trace("serve id %u: %s, %s, %s", j->offer.id, status, field, rest);
+    n = snprintf(text, sizeof text, "HTTP/1.1 %s\r\n%s%s%s%s\r\n\r\n", status,
                  *field != '\0' ? "Connection: RDMA\r\nRDMA: " : "", field,
-                 *field != '\0' ? "\r\n" : "", framing);
+                 *field != '\0' ? "\r\n" : "", rest);
     j->head_sent = true;
     session_send(j->session, text, (size_t)n);
 }
 
+void job_head(struct job *j, const char *field, const char *framing)
+{
+    head(j, "200 OK", field, framing);
+}
+
+void job_http_over(struct job *j)
+{
+    struct session *s = j->session;
+    j->session = NULL;
+    if (s != NULL) {
+        session_done(s);
+    }
+}
+
 static void by_tcp(struct job *j, const char *field)
 {
-    char framing[64];
-    uint8_t *body = need(malloc(j->size + 1));
-    snprintf(framing, sizeof framing, "Content-Length: %llu",
-             (unsigned long long)j->size);
-    send_head(j, field, framing);
+    bool turn = job_option(j, "turn") != NULL;
+    uint64_t size = turn ? 0 : j->size;
+    uint8_t *body = need(malloc(size + 1));
+    char rest[128];
+    if (turn) {
+        snprintf(rest, sizeof rest, "Location: /%lld/%llu\r\nContent-Length: 0",
+                 (long long)j->seed, (unsigned long long)j->size);
+    }
+    else {
+        snprintf(rest, sizeof rest, "Content-Length: %llu",
+                 (unsigned long long)size);
+    }
+    head(j, turn ? "302 Found" : "200 OK", field, rest);
     if (j->session != NULL) {
-        stamps(body, 0, j->size, j->seed);
-        session_send(j->session, body, j->size);
-        session_done(j->session);
+        job_stamps(body, 0, size, j->seed);
+        session_send(j->session, body, size);
+        job_http_over(j);
     }
     free(body);
 }
@@ -166,11 +158,11 @@ static void last_chunk(struct job *j)
 {
     if (j->session != NULL) {
         session_send(j->session, "0\r\n\r\n", 5);
-        session_done(j->session);
+        job_http_over(j);
     }
 }
 
-static bool get_memory(struct job *j, size_t length, unsigned rights)
+bool job_memory(struct job *j, size_t length, unsigned rights)
 {
     j->length = length;
     j->memory = mmap(NULL, length, PROT_READ | PROT_WRITE,
@@ -187,12 +179,12 @@ static void w1_head(void *arg)
     char field[128];
     snprintf(field, sizeof field, "v=1, id=%u, conn=%u, write;total=%llu",
              j->offer.id, j->remote->number, (unsigned long long)j->size);
-    if (option(j, "bare") != NULL) {
+    if (job_option(j, "bare") != NULL) {
         field[0] = '\0';
     }
     if (j->session != NULL) {
-        send_head(j, field, "Content-Length: 0");
-        session_done(j->session);
+        job_head(j, field, "Content-Length: 0");
+        job_http_over(j);
     }
 }
 
@@ -214,7 +206,7 @@ static void fill_ring(struct job *j)
         n = n < ring - (j->announced - j->consumed)
                 ? n
                 : ring - (j->announced - j->consumed);
-        stamps(j->memory + where, j->announced, n, j->seed);
+        job_stamps(j->memory + where, j->announced, n, j->seed);
         if (!conn_move(c, IBV_WR_RDMA_WRITE, j->memory + where, j->mr,
                        (uint32_t)n, j->offer.stag, j->offer.to + where, NULL,
                        true)) {
@@ -227,7 +219,7 @@ static void fill_ring(struct job *j)
         if (j->stream || fin) {
             say(j, WRITTEN, fin, (struct message){.bytes = j->announced});
         }
-        if (option(j, "abort") != NULL && j->announced > j->size / 2) {
+        if (job_option(j, "abort") != NULL && j->announced > j->size / 2) {
             say(j, ABORT, false, (struct message){.len = 4});
             session_end(j->session);
             return;
@@ -260,7 +252,7 @@ static void fill_half(struct job *j)
             return;
         }
         n = n < j->part ? n : j->part;
-        stamps(j->memory + half, j->announced, n, j->seed);
+        job_stamps(j->memory + half, j->announced, n, j->seed);
         j->announced += n;
         j->fin = j->announced == j->size && (!j->dry || n == 0);
         say(j, OFFER, j->fin,
@@ -268,7 +260,7 @@ static void fill_half(struct job *j)
                              .len = (uint32_t)n,
                              .stag = n > 0 ? j->mr->rkey : 0,
                              .to = n > 0 ? (uintptr_t)j->memory + half : 0});
-        if (option(j, "abort") != NULL && j->announced > j->size / 2) {
+        if (job_option(j, "abort") != NULL && j->announced > j->size / 2) {
             j->fin = true;
             say(j, ABORT, false, (struct message){.len = 4});
             session_end(j->session);
@@ -287,13 +279,13 @@ static void start_read(struct job *j)
 {
     char field[256], extra[32] = "";
     uint64_t first = j->stream && j->size > j->part ? j->part : j->size;
-    if (!get_memory(j, j->stream ? (size_t)j->part * 2 : (size_t)j->size,
+    if (!job_memory(j, j->stream ? (size_t)j->part * 2 : (size_t)j->size,
                     IBV_ACCESS_REMOTE_READ)) {
         decline(j, "memory");
         return;
     }
     j->stage = RUNNING;
-    stamps(j->memory, 0, first, j->seed);
+    job_stamps(j->memory, 0, first, j->seed);
     j->announced = first;
     j->fin = j->server_last = !j->stream;
     if (!j->stream) {
@@ -309,15 +301,15 @@ static void start_read(struct job *j)
              j->offer.id, j->remote->number, j->mr->rkey,
              (unsigned long long)(uintptr_t)j->memory,
              (unsigned long long)first, extra);
-    send_head(j, field,
-              j->stream ? "Transfer-Encoding: chunked" : "Content-Length: 0");
+    job_head(j, field,
+             j->stream ? "Transfer-Encoding: chunked" : "Content-Length: 0");
     if (j->stream) {
         j->dry = j->dry || first == j->size;
         fill_half(j);
     }
     else {
-        const char *ms = option(j, "revoke");
-        session_done(j->session);
+        const char *ms = job_option(j, "revoke");
+        job_http_over(j);
         if (ms != NULL) {
             loop_timer(strtoull(ms, NULL, 10), take_back, j);
         }
@@ -328,13 +320,13 @@ static void start_write(struct job *j)
 {
     char field[128], extra[32] = "";
     uint64_t need_bytes = j->offer.len < j->size ? j->offer.len : j->size;
-    if (!get_memory(j, need_bytes > 0 ? need_bytes : 1,
+    if (!job_memory(j, need_bytes > 0 ? need_bytes : 1,
                     IBV_ACCESS_LOCAL_WRITE)) {
         decline(j, "memory");
         return;
     }
     j->stage = RUNNING;
-    if (option(j, "fail") != NULL) {
+    if (job_option(j, "fail") != NULL) {
         uint64_t n = need_bytes / 2;
         memset(j->memory, 0x5a, n); /* may never be taken for the body */
         conn_move(j->remote->conn, IBV_WR_RDMA_WRITE, j->memory, j->mr,
@@ -353,7 +345,7 @@ static void start_write(struct job *j)
         }
         snprintf(field, sizeof field, "v=1, id=%u, conn=%u, write%s",
                  j->offer.id, j->remote->number, extra);
-        send_head(j, field, "Transfer-Encoding: chunked");
+        job_head(j, field, "Transfer-Encoding: chunked");
     }
     fill_ring(j);
 }
@@ -365,12 +357,15 @@ static void run(struct job *j)
         j->stage = ENDED;
         return;
     }
-    j->unknown = option(j, "unknown") != NULL;
-    j->stream = j->unknown || option(j, "stream") != NULL
-                || option(j, "abort") != NULL || j->size > room;
-    j->dry = option(j, "dry") != NULL;
-    j->part = option(j, "part") != NULL
-                  ? (uint32_t)strtoul(option(j, "part"), NULL, 10)
+    if (j->lie != NULL && lie_tell(j)) {
+        return;
+    }
+    j->unknown = job_option(j, "unknown") != NULL;
+    j->stream = j->unknown || job_option(j, "stream") != NULL
+                || job_option(j, "abort") != NULL || j->size > room;
+    j->dry = job_option(j, "dry") != NULL;
+    j->part = job_option(j, "part") != NULL
+                  ? (uint32_t)strtoul(job_option(j, "part"), NULL, 10)
                   : 262144;
     if (j->remote->kind == KIND_WRITE) {
         start_write(j);
@@ -395,7 +390,7 @@ static void go_on(struct job *j)
     if (j->stage == CONNECTING) {
         run(j);
     }
-    else if (j->stage == RUNNING && !j->server_last) {
+    else if (j->stage == RUNNING && !j->server_last && j->lie == NULL) {
         if (j->remote->kind == KIND_WRITE) {
             fill_ring(j);
         }
@@ -433,8 +428,8 @@ static void on_posted(struct conn *c, const struct message *m)
     for (struct job *j = jobs; j != NULL; j = j->next) {
         if (j->remote == c->user && j->offer.id == m->id && m->type == WRITTEN
             && (m->flags & FLAG_FIN) != 0 && !j->stream && !j->head_sent
-            && option(j, "bare") == NULL) {
-            const char *ms = option(j, "late");
+            && job_option(j, "bare") == NULL) {
+            const char *ms = job_option(j, "late");
             loop_timer(ms != NULL ? strtoull(ms, NULL, 10) : 0, w1_head, j);
         }
     }
@@ -475,7 +470,7 @@ static void on_message(struct conn *c, const struct message *m)
             || m->type == PONG || m->type == PING) {
             continue;
         }
-        if (m->type == CONSUMED && !j->client_last) {
+        if (m->type == CONSUMED && !j->client_last && j->lie == NULL) {
             consumed(j, m);
         }
         else if (m->type == ABORT) {
@@ -488,7 +483,7 @@ static void on_message(struct conn *c, const struct message *m)
             }
         }
         if (j->client_last && j->server_last) {
-            if (option(j, "bare") != NULL && !j->head_sent) {
+            if (job_option(j, "bare") != NULL && !j->head_sent) {
                 w1_head(j);
             }
             put_away(j);
@@ -533,7 +528,9 @@ static void on_event(struct conn *c, const struct cm_event *e)
         c->number = r->number;
         conn_peer(c, depth);
         c->open = c->established = true;
-        conn_say(c, &hello);
+        if (r->lie == NULL || !lie_is_mute(r->lie)) {
+            conn_say(c, &hello);
+        }
         each_job(r, go_on);
     }
     else if (e->type != RDMA_CM_EVENT_TIMEWAIT_EXIT) {
@@ -553,7 +550,7 @@ static bool dial(struct remote *r)
     struct connect_request request = {.kind = r->kind,
                                       .depth = (uint8_t)opt.depth};
     struct rdma_conn_param param = {.retry_count = 7};
-    uint8_t data[REQUEST_SIZE];
+    uint8_t data[REQUEST_SIZE], len = REQUEST_SIZE;
     r->pd = ibv_alloc_pd(r->id->verbs);
     if (r->pd == NULL) {
         return false;
@@ -565,8 +562,11 @@ static bool dial(struct remote *r)
     }
     memcpy(request.token, r->token, TOKEN_SIZE);
     wire_put_request(data, &request);
-    param.private_data = data;
-    param.private_data_len = sizeof data;
+    if (r->lie != NULL) {
+        lie_connect(r->lie, data, &len);
+    }
+    param.private_data = len > 0 ? data : NULL;
+    param.private_data_len = len;
     param.responder_resources = r->kind == KIND_READ ? 8 : 0;
     if (rdma_connect(r->id, &param) != 0) {
         r->conn->disconnect_off = true;
@@ -598,7 +598,8 @@ static struct remote *remote_for(const struct job *j, uint8_t kind)
     ((struct sockaddr_in *)&to)->sin_port = htons(j->offer.port);
     ((struct sockaddr_in *)&from)->sin_port = 0;
     for (r = remotes; r != NULL; r = r->next) {
-        if (!r->dead && r->kind == kind && memcmp(&r->to, &to, sizeof to) == 0
+        if (!r->dead && r->lie == NULL && j->lie == NULL && r->kind == kind
+            && memcmp(&r->to, &to, sizeof to) == 0
             && memcmp(r->token, j->offer.token, TOKEN_SIZE) == 0) {
             return r;
         }
@@ -607,6 +608,7 @@ static struct remote *remote_for(const struct job *j, uint8_t kind)
     r->owner.event = on_remote;
     r->to = to;
     r->kind = kind;
+    r->lie = j->lie;
     memcpy(r->token, j->offer.token, TOKEN_SIZE);
     r->next = remotes;
     remotes = r;
@@ -649,7 +651,7 @@ void job_new(struct session *s, const struct sockaddr_storage *peer,
                                            : "v=1, declined=malformed");
         return;
     }
-    token = option(j, "decline");
+    token = job_option(j, "decline");
     if (token != NULL || j->size == 0) {
         char word[16] = "small";
         if (token != NULL) {
@@ -660,11 +662,17 @@ void job_new(struct session *s, const struct sockaddr_storage *peer,
         return;
     }
     uint8_t kind = j->offer.prefer[0];
-    if (option(j, "write") != NULL) {
+    if (job_option(j, "write") != NULL) {
         kind = KIND_WRITE;
     }
-    else if (option(j, "read") != NULL) {
+    else if (job_option(j, "read") != NULL) {
         kind = KIND_READ;
+    }
+    token = job_option(j, "lie");
+    if (token != NULL && (j->lie = lie_find(token, kind)) == NULL) {
+        fprintf(stderr, "rdma_peer: no such lie: %s\n", token);
+        session_end(s);
+        return;
     }
     j->remote = remote_for(j, kind);
     if (j->remote->dead) {

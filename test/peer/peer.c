@@ -15,6 +15,7 @@
 
 #include "endpoint.h"
 #include "examples.h"
+#include "lie.h"
 #include "loop.h"
 #include "result.h"
 #include "script.h"
@@ -72,7 +73,8 @@ static void usage(void)
          "  --fields FILE        one such value a line, one request each\n"
          "  --asks FILE          one whole request a line, sent as it is; a tab"
          " ends a line of\n"
-         "                       it, two end its head; {rdma} becomes the field's"
+         "                       it, two end its head; {rdma} becomes the "
+         "field's"
          " value\n"
          "  --save DIR           keep what the first client gets: ID.head, with"
          " trailers, and\n"
@@ -102,6 +104,7 @@ static void usage(void)
          "  --json[=full]  --verbose\n"
          "  --step STEP=ACTION   repeatable");
     script_help();
+    lie_help();
     puts("\nExit: 0 all as expected; 1 a request failed, or other than"
          " --expect-ok of them\nsucceeded; 2 usage; 3 another path or reason"
          " than expected, or messages after a\nlast word; 4 no device, no"

@@ -63,6 +63,11 @@ cases() {
     run 1 '/7/300000?stream' --mode read --step during-read=abort
     run 0 /7/300000 --mode write --requests 64 --share --expect-ok 63 \
         --step first-message@5=abort
+    # A server that breaks the protocol, or off.
+    run 0 '/7/300000?lie=bad-type' --expect-declined failed
+    run 0 '/7/300000?lie=written-beyond' --mode write --expect-declined failed
+    run 0 '/7/300000?lie=offer-third' --mode read --expect-declined failed
+    run 0 '/7/300000?lie=connect-token' --expect-declined connect
     # Many at once; few credits.
     run 0 /7/300000 --clients 64 --requests 4 --concurrency 4 --window 300000
     run 0 '/7/300000?read /7/500000?unknown&read /7/77777?write&stream' \
