@@ -21,6 +21,7 @@ enum { DEVICES = 8, FLOOD_MS = 5 };
 static struct {
     struct ibv_context *verbs;
     struct ibv_comp_channel *channel;
+    struct ibv_cq *guard; /* for as long as the process lives */
 } devices[DEVICES];
 
 static void nonblocking(int fd)
@@ -81,13 +82,14 @@ static void on_completion(void *arg, unsigned ready)
 
 /* libsiw takes the mapping offset 0x90000 for "none": a large CQ lies across it,
  * or a process could not have more than some 18 connections. */
-static void guard(struct ibv_context *verbs)
+static struct ibv_cq *guard(struct ibv_context *verbs)
 {
     struct ibv_device_attr attr;
 
-    if (ibv_query_device(verbs, &attr) == 0 && attr.vendor_id == 0x626d74) {
-        need(ibv_create_cq(verbs, 20000, NULL, NULL, 0));
+    if (ibv_query_device(verbs, &attr) != 0 || attr.vendor_id != 0x626d74) {
+        return NULL;
     }
+    return need(ibv_create_cq(verbs, 20000, NULL, NULL, 0));
 }
 
 static struct ibv_comp_channel *channel_of(struct ibv_context *verbs)
@@ -100,7 +102,7 @@ static struct ibv_comp_channel *channel_of(struct ibv_context *verbs)
     if (devices[i].verbs != verbs) {
         devices[i].verbs = verbs;
         devices[i].channel = need(ibv_create_comp_channel(verbs));
-        guard(verbs);
+        devices[i].guard = guard(verbs);
         nonblocking(devices[i].channel->fd);
         loop_watch(devices[i].channel->fd, EPOLLIN, on_completion,
                    devices[i].channel);
