@@ -353,8 +353,8 @@ static const char *set_allow(cmd_parms *cmd, void *dirv, const char *value)
     net = parse_net(cmd->pool, value);
     if (!net) {
         return wrong(cmd, value,
-                     "peer, an IP address, or one with a prefix length such "
-                     "as 10.77.0.0/16 or 2001:db8::/32");
+                     "peer, an IP address, or one with a prefix length, not 0, "
+                     "such as 10.77.0.0/16 or 2001:db8::/32");
     }
     APR_ARRAY_PUSH(dir->allow, apr_ipsubnet_t *) = net;
     return NULL;

@@ -58,7 +58,7 @@ WRONG = [
     ("RdmaLeaseTimeout", "10sec"), ("RdmaIdleTimeout", "0"),
     ("RdmaMaxConnections", "0"), ("RdmaMaxConnectionsPerClient", "65537"),
     ("RdmaAllow", "10.77.0.0/33"), ("RdmaAllow", "example.com"),
-    ("RdmaOverTLS", "1"),
+    ("RdmaOverTLS", "1"), ("RdmaAllow", "0.0.0.0/0"),
 ]
 
 
@@ -75,6 +75,29 @@ def test_wrong_values(check, directive, value):
 def test_engine_directives_are_global(check):
     ok, output = check("<VirtualHost *:8080>\nRdmaMemory 8M\n</VirtualHost>")
     assert not ok and "RdmaMemory" in output
+
+
+@pytest.mark.httpd(conf("""
+RdmaEnable On
+<Directory SITE/overridden>
+    AllowOverride All
+</Directory>
+"""))
+@pytest.mark.parametrize("line", ["RdmaAllow 10.77.0.0/16", "RdmaOverTLS On"])
+def test_not_for_htaccess(client, line):
+    """Whoever may write files may not say where the server connects to, nor
+    that a body goes unencrypted."""
+    path = client.site.file(50_000, "overridden")
+    override = client.site.root / "overridden/.htaccess"
+    override.write_text(line)
+    client.httpd.expect({f"{line.split()[0]} not allowed here": 1})
+    try:
+        result = client.rwget(path)
+    finally:
+        override.unlink()
+    assert (result.status, result.json["status"]) == (8, 500)
+    client.httpd.access()
+    client.fetch(50_000, by="write", folder="overridden")
 
 
 @pytest.mark.httpd(conf("", load="", expect=()))

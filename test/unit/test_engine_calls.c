@@ -165,7 +165,7 @@ static void goes_on(kit_client *c)
         kit_declined(c, RDMA_HDR_WRITE, 100, 1, "acquire", RDMA_HDR_BUSY);
         return;
     }
-        next_one(c, RDMA_HDR_WRITE, 100);
+    next_one(c, RDMA_HDR_WRITE, 100);
     next_one(c, RDMA_HDR_READ, 110);
     kit_await_no_bodies();
     start_over(c);
