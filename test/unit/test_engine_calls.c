@@ -99,7 +99,9 @@ static void given_up(kit_client *c, rdma_hdr_kind kind, uint32_t id, int by_us)
         kit_abandon(&w, RDMA_HDR_ABORT_CONTENT);
         return;
     }
-    kit_say(kit_client_conn(c, w.head.conn - 1), RDMA_HDR_ABORT, id, 0, 0);
+    if (w.headed) { /* else the connection is lost, as the next step says */
+        kit_say(kit_client_conn(c, w.head.conn - 1), RDMA_HDR_ABORT, id, 0, 0);
+    }
     /* In kind write it may be through before it hears of that. */
     ck_assert(kit_fill(&w, 4 * BLOCK) || kit_finish(&w)
               || kind == RDMA_HDR_WRITE);
