@@ -153,6 +153,16 @@ static void inflight_add(rdma_conn *c, rdma_conn_wr *wr)
     c->inflight.prev = wr;
 }
 
+static int is_in_flight(const rdma_conn *c, const rdma_conn_wr *wr)
+{
+    const rdma_conn_wr *in = c->inflight.next;
+
+    while (in != &c->inflight && in != wr) {
+        in = in->next;
+    }
+    return in == wr;
+}
+
 static void inflight_done(rdma_conn *c, rdma_conn_wr *wr, int ok)
 {
     wr->prev->next = wr->next;
@@ -194,6 +204,9 @@ static void reap(rdma_conn *c)
         if (!ok && usable(c)) {
             say_line(c, LEVEL_INFO, "%s: a work request failed: %s", c->name,
                      ibv_wc_status_str(wc.status));
+        }
+        if (!ok && !is_in_flight(c, wr)) {
+            continue; /* siw may end a READ that fails twice: it is gone */
         }
         if (wr->done != message_sent) {
             c->ndata--;

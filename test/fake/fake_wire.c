@@ -190,6 +190,11 @@ static void do_complete(fake_qp *q, fake_wr *w)
     if (w->signaled || w->status != IBV_WC_SUCCESS) {
         fake_complete(q->qp.send_cq, &wc);
     }
+    if (w->opcode == IBV_WR_RDMA_READ && w->status == IBV_WC_REM_ACCESS_ERR
+        && !fake.like_rxe) { /* when its response has begun to come, siw does */
+        wc.status = IBV_WC_WR_FLUSH_ERR;
+        fake_complete(q->qp.send_cq, &wc);
+    }
     forget_finished(q);
 }
 

@@ -282,12 +282,43 @@ START_TEST(too_many_parts)
 }
 END_TEST
 
+/* A READ of what is not there fails, and siw may say so twice. Several do. */
+START_TEST(part_that_is_none)
+{
+    rdmahttp_transfer *other = go_with_other();
+    lib_server *s = &lib.servers[0];
+    unsigned i;
+
+    for (i = 0; i < 3; i++) {
+        rdmahttp_transfer *t = stream(s, RDMA_HDR_READ);
+        rdma_hdr_msg m = {.type = RDMA_HDR_OFFER,
+                          .id = t->id,
+                          .bytes = SOME + LARGE,
+                          .len = LARGE,
+                          .stag = s->body.mr->rkey,
+                          .to = (uint64_t)(uintptr_t)s->body.base + LIB_BODY};
+        size_t n;
+
+        rdma_conn_lock(s->conn);
+        ck_assert_int_eq(rdma_conn_say(s->conn, &m, NULL), 0);
+        rdma_conn_unlock(s->conn);
+        lib_await(only_the_other, "a part that is none");
+        ck_assert_int_eq(lib_take_all(t, &n), RDMAHTTP_TAKE_FAILED);
+        ck_assert_uint_eq(n, 0);
+        rdmahttp_endpoint_release(lib.ep, t);
+        lib_server_free(s);
+    }
+    end_other(other);
+}
+END_TEST
+
 static void add(Suite *s)
 {
     TCase *t = lib_group(s, "hostile");
 
     tcase_add_test(t, server_lies);
     tcase_add_test(t, too_many_parts);
+    tcase_add_test(t, part_that_is_none);
 }
 
 int main(void)
