@@ -17,6 +17,7 @@
 #include "../../rdma_body.h"
 #include "../../rdma_cache.h"
 #include "../../rdma_count.h"
+#include "common.h"
 #include "fake.h"
 
 #define KIT_MS      ((rdma_conn_time)1000)
@@ -191,8 +192,6 @@ uint64_t kit_count(rdma_count_id id);
 void kit_teardown(void);
 /* Tests with these fixtures. */
 TCase *kit_group(Suite *s, const char *name);
-/* Runs the suite. Returns what main() returns. */
-int kit_main(const char *name, void (*add)(Suite *s));
 
 /* One request, step by step as the filter takes them. */
 typedef struct kit_work {

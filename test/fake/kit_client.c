@@ -524,38 +524,12 @@ void kit_say(kit_conn *k, rdma_hdr_type type, uint32_t id, uint64_t bytes,
     rdma_conn_unlock(k->conn);
 }
 
-static void nothing(rdma_conn_wr *wr, rdma_conn *c, int ok)
-{
-    (void)c;
-    (void)ok;
-    free(wr);
-}
-
 void kit_send_raw(kit_conn *k, const void *bytes, size_t len)
 {
-    rdma_conn *c = k->conn;
-    rdma_mem_region *page = &k->client->page;
-    rdma_conn_wr *wr = calloc(1, sizeof(*wr));
-    struct ibv_sge sge = {0, (uint32_t)len, page->mr->lkey};
-    struct ibv_send_wr swr = {.wr_id = (uintptr_t)wr,
-                              .sg_list = &sge,
-                              .num_sge = 1,
-                              .opcode = IBV_WR_SEND,
-                              .send_flags = IBV_SEND_SIGNALED};
-    struct ibv_send_wr *bad;
+    const rdma_mem_region *page = &k->client->page;
+    char *at = page->base + k->client->nraw++ % RAWS * RAW;
 
-    ck_assert_ptr_nonnull(wr);
-    wr->done = nothing;
-    rdma_conn_lock(c); /* as if rdma_conn had posted data */
-    sge.addr = (uintptr_t)page->base + k->client->nraw++ % RAWS * RAW;
-    memcpy((char *)(uintptr_t)sge.addr, bytes, len);
-    wr->prev = c->inflight.prev;
-    wr->next = &c->inflight;
-    c->inflight.prev->next = wr;
-    c->inflight.prev = wr;
-    c->ndata++;
-    (void)ibv_post_send(rdma_conn_id(c)->qp, &swr, &bad);
-    rdma_conn_unlock(c);
+    (void)common_send_raw(k->conn, at, page->mr->lkey, bytes, len);
 }
 
 void kit_disconnect(kit_conn *k)

@@ -364,25 +364,5 @@ void lib_teardown(void)
 
 TCase *lib_group(Suite *s, const char *name)
 {
-    TCase *t = tcase_create(name);
-
-    tcase_add_checked_fixture(t, lib_setup, lib_teardown);
-    tcase_set_timeout(t, 60);
-    suite_add_tcase(s, t);
-    return t;
-}
-
-int lib_main(const char *name, void (*add)(Suite *s))
-{
-    Suite *suite = suite_create(name);
-    SRunner *runner;
-    int failed;
-
-    fake_seed();
-    add(suite);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return common_group(s, name, lib_setup, lib_teardown);
 }

@@ -11,6 +11,7 @@
 
 #include <check.h>
 
+#include "common.h"
 #include "fake.h"
 #include "../../client/endpoint_private.h"
 
@@ -46,8 +47,6 @@ extern struct lib {
 
 /* Tests with these fixtures: they end with nothing left of the device's. */
 TCase *lib_group(Suite *s, const char *name);
-/* Runs the suite. Returns what main() returns. */
-int lib_main(const char *name, void (*add)(Suite *s));
 /* What each test begins and ends with, for one that has several lives. */
 void lib_setup(void);
 void lib_teardown(void);

@@ -339,5 +339,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return lib_main("client", add);
+    return common_main("client", add);
 }

@@ -268,5 +268,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return lib_main("client, calls", add);
+    return common_main("client, calls", add);
 }

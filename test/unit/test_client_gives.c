@@ -5,10 +5,9 @@
  * that, its token, and what is said of these in the log.
  */
 #include <arpa/inet.h>
-#include <check.h>
-#include <stdlib.h>
 #include <string.h>
 
+#include "common.h"
 #include "fake.h"
 #include "../../client/endpoint_private.h"
 
@@ -139,22 +138,18 @@ START_TEST(secrets_are_masked)
 }
 END_TEST
 
-int main(void)
+static void add(Suite *s)
 {
-    Suite *suite = suite_create("client, what it gives away");
     TCase *t = tcase_create("endpoint");
-    SRunner *runner;
-    int failed;
 
-    fake_seed();
     tcase_add_checked_fixture(t, setup, teardown);
+    suite_add_tcase(s, t);
     tcase_add_test(t, windows_can_be_written_and_no_more);
     tcase_add_test(t, endpoints_share_nothing);
     tcase_add_test(t, secrets_are_masked);
-    suite_add_tcase(suite, t);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_NORMAL);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+int main(void)
+{
+    return common_main("client, what it gives away", add);
 }

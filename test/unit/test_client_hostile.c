@@ -6,11 +6,8 @@
  */
 #include "client_kit.h"
 
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-
-#include "../../rdma_conn_private.h"
 
 #define WINDOW ((uint64_t)64 * 1024)
 #define SOME   ((uint64_t)500) /* bytes that are said before the lie */
@@ -98,46 +95,23 @@ static void log_line(void *baton, int level, const char *line)
 
 /* ---- the server -------------------------------------------------------- */
 
-static void sent(rdma_conn_wr *wr, rdma_conn *c, int ok)
-{
-    (void)c;
-    (void)ok;
-    free(wr);
-}
-
 /* Around all rules. What goes lies behind the body. */
 static void send_raw(lib_server *s, const void *bytes, size_t len)
 {
-    rdma_conn *c = s->conn;
-    rdma_conn_wr *wr = calloc(1, sizeof(*wr));
-    char *at = s->body.base + LIB_BODY;
-    struct ibv_sge sge = {(uintptr_t)at, (uint32_t)len, s->body.mr->lkey};
-    struct ibv_send_wr swr = {.wr_id = (uintptr_t)wr,
-                              .sg_list = &sge,
-                              .num_sge = 1,
-                              .opcode = IBV_WR_SEND,
-                              .send_flags = IBV_SEND_SIGNALED};
-    struct ibv_send_wr *bad;
-
-    ck_assert_ptr_nonnull(wr);
     ck_assert_uint_ge(s->body.len, LIB_BODY + len);
-    memcpy(at, bytes, len);
-    wr->done = sent;
-    rdma_conn_lock(c); /* as if rdma_conn had posted data */
-    wr->prev = c->inflight.prev;
-    wr->next = &c->inflight;
-    c->inflight.prev->next = wr;
-    c->inflight.prev = wr;
-    c->ndata++;
-    ck_assert_int_eq(ibv_post_send(rdma_conn_id(c)->qp, &swr, &bad), 0);
-    rdma_conn_unlock(c);
+    ck_assert_int_eq(common_send_raw(s->conn, s->body.base + LIB_BODY,
+                                     s->body.mr->lkey, bytes, len),
+                     0);
 }
 
-static void say(lib_server *s, const rdma_hdr_msg *m)
+static int say(lib_server *s, const rdma_hdr_msg *m)
 {
+    int rc;
+
     rdma_conn_lock(s->conn);
-    rdma_conn_say(s->conn, m, NULL);
+    rc = rdma_conn_say(s->conn, m, NULL);
     rdma_conn_unlock(s->conn);
+    return rc;
 }
 
 static void tell(lib_server *s, const lie *l, uint32_t mine)
@@ -156,17 +130,18 @@ static void tell(lib_server *s, const lie *l, uint32_t mine)
     send_raw(s, bytes, l->len);
 }
 
-/* n bytes more, that end there. */
-static void offer(lib_server *s, uint32_t id, uint64_t end, uint64_t n)
+/* n bytes more, that end there; the memory begins so far in the server's. */
+static int offer(lib_server *s, uint32_t id, uint64_t end, uint64_t n,
+                 size_t at)
 {
     rdma_hdr_msg m = {.type = RDMA_HDR_OFFER,
                       .id = id,
                       .bytes = end,
                       .stag = s->body.mr->rkey,
                       .len = (uint32_t)n,
-                      .to = (uint64_t)(uintptr_t)s->body.base};
+                      .to = (uint64_t)(uintptr_t)s->body.base + at};
 
-    say(s, &m);
+    return say(s, &m);
 }
 
 /* ---- the application --------------------------------------------------- */
@@ -270,13 +245,13 @@ START_TEST(too_many_parts)
     lib_server *s = &lib.servers[0];
     rdmahttp_transfer *t = stream(s, RDMA_HDR_READ);
 
-    offer(s, t->id, SOME + LARGE, LARGE);
-    offer(s, t->id, SOME + LARGE + 1, 1);
+    offer(s, t->id, SOME + LARGE, LARGE, 0);
+    offer(s, t->id, SOME + LARGE + 1, 1, 0);
     while (rdmahttp_endpoint_announced(lib.ep, t) < SOME + LARGE + 1) {
         ck_assert_uint_eq(lib_count_peers(), 2);
         usleep(1000);
     }
-    offer(s, t->id, SOME + LARGE + 2, 1);
+    offer(s, t->id, SOME + LARGE + 2, 1, 0);
     is_punished(s, t, "a third part");
     end_other(other);
 }
@@ -291,17 +266,9 @@ START_TEST(part_that_is_none)
 
     for (i = 0; i < 3; i++) {
         rdmahttp_transfer *t = stream(s, RDMA_HDR_READ);
-        rdma_hdr_msg m = {.type = RDMA_HDR_OFFER,
-                          .id = t->id,
-                          .bytes = SOME + LARGE,
-                          .len = LARGE,
-                          .stag = s->body.mr->rkey,
-                          .to = (uint64_t)(uintptr_t)s->body.base + LIB_BODY};
         size_t n;
 
-        rdma_conn_lock(s->conn);
-        ck_assert_int_eq(rdma_conn_say(s->conn, &m, NULL), 0);
-        rdma_conn_unlock(s->conn);
+        ck_assert_int_eq(offer(s, t->id, SOME + LARGE, LARGE, LIB_BODY), 0);
         lib_await(only_the_other, "a part that is none");
         ck_assert_int_eq(lib_take_all(t, &n), RDMAHTTP_TAKE_FAILED);
         ck_assert_uint_eq(n, 0);
@@ -323,5 +290,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return lib_main("client, hostile", add);
+    return common_main("client, hostile", add);
 }

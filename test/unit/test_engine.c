@@ -480,5 +480,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine", add);
+    return common_main("engine", add);
 }

@@ -261,5 +261,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, calls", add);
+    return common_main("engine, calls", add);
 }

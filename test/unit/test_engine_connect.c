@@ -692,5 +692,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, connections", add);
+    return common_main("engine, connections", add);
 }

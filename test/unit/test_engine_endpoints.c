@@ -213,5 +213,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, endpoints", add);
+    return common_main("engine, endpoints", add);
 }

@@ -599,5 +599,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, faults", add);
+    return common_main("engine, faults", add);
 }

@@ -262,5 +262,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, hostile clients", add);
+    return common_main("engine, hostile clients", add);
 }

@@ -740,5 +740,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, limits", add);
+    return common_main("engine, limits", add);
 }

@@ -520,5 +520,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, states", add);
+    return common_main("engine, states", add);
 }

@@ -579,5 +579,5 @@ static void add(Suite *s)
 
 int main(void)
 {
-    return kit_main("engine, streams", add);
+    return common_main("engine, streams", add);
 }
