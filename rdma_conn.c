@@ -35,7 +35,7 @@ const char *rdma_conn_cause_name(rdma_conn_cause c)
 {
     static const char *const names[] = {
         "none",     "closed here", "closed by the peer", "protocol error",
-        "timeout",  "no device",   "out of resources",   "unreachable",
+        "timeout",  "device error",   "out of resources",   "unreachable",
         "rejected", "cancelled",   "idle",               "evicted",
         "stopping"};
 
@@ -412,6 +412,7 @@ static void lead(rdma_conn *c, rdma_conn_time wait)
     void *context;
     uint64_t count;
     unsigned events = 0;
+    int broken;
 
     c->leader = 1;
     rdma_conn_unlock(c);
@@ -421,8 +422,12 @@ static void lead(rdma_conn *c, rdma_conn_time wait)
     while (ibv_get_cq_event(c->send_channel, &cq, &context) == 0) {
         events++;
     }
+    broken = errno != EAGAIN && errno != EINTR;
     if (events) {
         ibv_ack_cq_events(c->send_cq, events);
+    }
+    if (broken || (fds[0].revents & ~POLLIN)) { /* we would never sleep again */
+        rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
     }
     if (fds[1].revents && read(c->wake_fd, &count, sizeof(count)) < 0) {
         say_line(c, LEVEL_TRACE, "%s: an empty wake", c->name);

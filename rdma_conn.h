@@ -65,7 +65,7 @@ typedef enum rdma_conn_cause {
     RDMA_CONN_CAUSE_PEER,        /* DISCONNECTED or a flush */
     RDMA_CONN_CAUSE_PROTOCOL,    /* the peer broke PROTOCOL.md */
     RDMA_CONN_CAUSE_TIMEOUT,     /* a deadline passed */
-    RDMA_CONN_CAUSE_DEVICE,      /* no device for this address, or it is gone */
+    RDMA_CONN_CAUSE_DEVICE,      /* none for this address, gone, or failing */
     RDMA_CONN_CAUSE_RESOURCES,   /* no memory, descriptors, QPs, memlock */
     RDMA_CONN_CAUSE_UNREACHABLE, /* no route, nobody listens, no answer */
     RDMA_CONN_CAUSE_REJECTED,    /* the client said no: see reject */
