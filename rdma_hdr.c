@@ -132,13 +132,15 @@ static int is_mapped(const uint8_t addr[16])
 
 int rdma_hdr_names_a_host(const rdma_hdr_request *req)
 {
-    static const uint8_t zero[16];
+    static const uint8_t zero[15];
     const uint8_t *a = req->addr;
 
     if (req->family == 4)
-        return a[0] != 0 && a[0] < 224 && !(a[0] == 169 && a[1] == 254);
-    return req->family == 6 && memcmp(a, zero, sizeof(zero)) != 0 &&
-           a[0] != 0xff && !(a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
+        return a[0] != 0 && a[0] != 127 && a[0] < 224 &&
+               !(a[0] == 169 && a[1] == 254);
+    return req->family == 6 && /* neither :: nor ::1 */
+           (memcmp(a, zero, sizeof(zero)) != 0 || a[15] > 1) && a[0] != 0xff &&
+           !(a[0] == 0xfe && (a[1] & 0xc0) == 0x80);
 }
 
 /* There is one spelling of each address: read it, write it, compare. */

@@ -98,8 +98,9 @@ rdma_hdr_status rdma_hdr_format_request(const rdma_hdr_request *req, char *buf,
 /* 1 if this kind is offered, else 0. */
 int rdma_hdr_offers(const rdma_hdr_request *req, rdma_hdr_kind kind);
 
-/* 1 if addr is there, and can be one host's wherever it is used: no unspecified,
- * multicast, broadcast or reserved address, and none that only one link knows. */
+/* 1 if addr is there, and can be one other host's wherever it is used: no
+ * unspecified, multicast, broadcast or reserved address, no loopback, and none that
+ * only one link knows. */
 int rdma_hdr_names_a_host(const rdma_hdr_request *req);
 
 /* ---- the response field ------------------------------------------------ */
