@@ -230,7 +230,7 @@ def test_flood(client, mode):
     before = status()
     liar = client.peer(
         [client.site.file(300_000)], "--step", "before-consumed=lie:flood",
-        "--step", "before-consumed=wait:800", "--timeout", 10, "--linger", 300,
+        "--step", "before-consumed=wait:800", "--timeout", 10, "--linger", 3000,
         mode=mode, requests=1)
     assert liar.json["connections"]["lost"] == 1, liar.json
     wait_for(ConnectionsClosedProtocol=before["ConnectionsClosedProtocol"] + 1)
@@ -246,7 +246,8 @@ def test_invalidate(client, mode, lie):
     """SEND with Invalidate: whoever it meets, it is the liar who loses its
     connection."""
     step = "before-read" if mode == "read" else "before-consumed"
-    honest = client.start_peer([client.site.file(300_000)], requests=20)
+    honest = client.peer_at([client.site.file(300_000)], "done@3", mode=mode,
+                            requests=20)
     liar = client.peer(
         [client.site.file(100_000)], "--step", f"{step}=lie:invalidate-{lie}",
         "--step", f"{step}=wait:500", "--timeout", 10, "--linger", 300,
@@ -254,6 +255,8 @@ def test_invalidate(client, mode, lie):
     assert liar.json["connections"]["lost"] == 1, liar.json
     body, = liar.details
     assert (body["result"] == "ok") == (mode == "write"), liar.json
+    honest.stdin.write("on\n")
+    honest.stdin.flush()
     ended, out, _ = client.finish(honest)
     assert ended == 0, out
     well(client)

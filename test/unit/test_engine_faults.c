@@ -506,8 +506,9 @@ static void lose_all(victim *victims)
     unsigned i;
 
     for (i = 0; i < n; i++) {
-        unsigned at = i ? fake_pick(i + 1) : 0;
+        unsigned at = fake_pick(i + 1);
 
+        order[i] = i;
         order[i] = order[at];
         order[at] = i;
     }
