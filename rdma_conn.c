@@ -34,9 +34,9 @@ const char *rdma_conn_state_name(rdma_conn_state s)
 const char *rdma_conn_cause_name(rdma_conn_cause c)
 {
     static const char *const names[] = {
-        "none",     "closed here", "closed by the peer", "protocol error",
-        "timeout",  "device error",   "out of resources",   "unreachable",
-        "rejected", "cancelled",   "idle",               "evicted",
+        "none",     "closed here",  "closed by the peer", "protocol error",
+        "timeout",  "device error", "out of resources",   "unreachable",
+        "rejected", "cancelled",    "idle",               "evicted",
         "stopping"};
 
     return (unsigned)c < sizeof(names) / sizeof(names[0]) ? names[c] : "?";
@@ -55,6 +55,13 @@ say_line(rdma_conn *c, int level, const char *fmt, ...)
     vsnprintf(line, sizeof(line), fmt, ap);
     va_end(ap);
     c->handler->log(c->baton, c, level, line);
+}
+
+/* A verbs call has failed, and the connection ends with it. */
+static rdma_conn_cause device_failed(rdma_conn *c, const char *call)
+{
+    say_line(c, LEVEL_INFO, "%s: %s failed", c->name, call);
+    return RDMA_CONN_CAUSE_DEVICE;
 }
 
 void rdma_conn_transit(rdma_conn *c, rdma_conn_state to, rdma_conn_cause why)
@@ -222,7 +229,7 @@ static void reap(rdma_conn *c)
         }
     }
     if (n < 0) { /* what is in it would never be known */
-        rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
+        rdma_conn_close(c, device_failed(c, "ibv_poll_cq"));
     }
     if (any) { /* they may have been somebody else's; a leader wakes itself */
         pthread_cond_broadcast(&c->cond);
@@ -291,7 +298,7 @@ static void flush(rdma_conn *c)
                  (unsigned long long)q->msg.bytes,
                  q->msg.flags & RDMA_HDR_FIN ? " fin" : "");
         if (post_message(c, slot)) {
-            rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
+            rdma_conn_close(c, device_failed(c, "ibv_post_send"));
         }
     }
     if (usable(c) && c->qlen == 0 && rdma_credit_wants_pong(&c->credit)) {
@@ -382,7 +389,7 @@ static int post_data(rdma_conn *c, rdma_conn_wr *wr, enum ibv_wr_opcode opcode,
     c->posted += len;
     c->nreads += opcode == IBV_WR_RDMA_READ;
     if (ibv_post_send(c->id->qp, &swr, &bad)) { /* as in flush() */
-        rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
+        rdma_conn_close(c, device_failed(c, "ibv_post_send"));
     }
     return 0;
 }
@@ -427,7 +434,7 @@ static void lead(rdma_conn *c, rdma_conn_time wait)
         ibv_ack_cq_events(c->send_cq, events);
     }
     if (broken || (fds[0].revents & ~POLLIN)) { /* we would never sleep again */
-        rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
+        rdma_conn_close(c, device_failed(c, "ibv_get_cq_event"));
     }
     if (fds[1].revents && read(c->wake_fd, &count, sizeof(count)) < 0) {
         say_line(c, LEVEL_TRACE, "%s: an empty wake", c->name);
@@ -466,7 +473,7 @@ int rdma_conn_wait(rdma_conn *c, int (*test)(void *arg), void *arg,
             continue;
         }
         if (ibv_req_notify_cq(c->send_cq, 0)) { /* nobody would wake us */
-            rdma_conn_close(c, RDMA_CONN_CAUSE_DEVICE);
+            rdma_conn_close(c, device_failed(c, "ibv_req_notify_cq"));
         }
         reap(c); /* what came before the arming */
         if (test(arg)) {   /* true once is enough: it may have posted */
@@ -591,7 +598,7 @@ static rdma_conn_cause drain(rdma_conn *c)
         why = received(c, &wc, &lost);
     }
     if (n < 0) { /* it would be deaf: better none */
-        return RDMA_CONN_CAUSE_DEVICE;
+        return device_failed(c, "ibv_poll_cq");
     }
     return why == RDMA_CONN_CAUSE_NONE && lost ? RDMA_CONN_CAUSE_PEER : why;
 }
@@ -611,12 +618,13 @@ void rdma_conn_receive(rdma_conn *c)
     why = drain(c);
     if (why == RDMA_CONN_CAUSE_NONE && c->state != RDMA_CONN_CLOSED) {
         /* Not armed, it would be deaf: better none. */
-        why = ibv_req_notify_cq(c->recv_cq, 0) ? RDMA_CONN_CAUSE_DEVICE
-                                               : drain(c); /* came before */
+        why = ibv_req_notify_cq(c->recv_cq, 0)
+                  ? device_failed(c, "ibv_req_notify_cq")
+                  : drain(c); /* came before */
     }
     if (!c->send_channel && c->state != RDMA_CONN_CLOSED
         && ibv_req_notify_cq(c->send_cq, 0) && why == RDMA_CONN_CAUSE_NONE) {
-        why = RDMA_CONN_CAUSE_DEVICE;
+        why = device_failed(c, "ibv_req_notify_cq");
     }
     reap(c); /* also what nobody waits for: blocks given up */
     if (why != RDMA_CONN_CAUSE_NONE) {
