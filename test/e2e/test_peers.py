@@ -230,7 +230,7 @@ def test_flood(client, mode):
     before = status()
     liar = client.peer(
         [client.site.file(300_000)], "--step", "before-consumed=lie:flood",
-        "--step", "before-consumed=wait:800", "--timeout", 10, "--linger", 3000,
+        "--step", "before-consumed=wait:800", "--timeout", 10, "--linger", 300,
         mode=mode, requests=1)
     assert liar.json["connections"]["lost"] == 1, liar.json
     wait_for(ConnectionsClosedProtocol=before["ConnectionsClosedProtocol"] + 1)

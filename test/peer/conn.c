@@ -17,7 +17,7 @@ enum { WORK_RECEIVE = 1, WORK_SEND = 2, WORK_MOVE = 0, WORK_MASK = 3 };
 
 static struct rdma_event_channel *events;
 
-enum { DEVICES = 8, FLOOD_MS = 10 };
+enum { DEVICES = 8, FLOOD_MS = 5 };
 static struct {
     struct ibv_context *verbs;
     struct ibv_comp_channel *channel;
