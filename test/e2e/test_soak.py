@@ -238,7 +238,7 @@ def soak(client, requests, trouble=None):
 
 @pytest.mark.parametrize("requests", [
     pytest.param(400, id="brief"),
-    pytest.param(20_000, id="full", marks=pytest.mark.long)])
+    pytest.param(10_000, id="full", marks=pytest.mark.long)])
 @pytest.mark.driver("tuned")
 @pytest.mark.httpd(conf(CONF, before=ONE_HEAP))
 def test_soak(client, requests):

@@ -154,7 +154,7 @@ FAR = ("delay", "20ms", "loss", "2%", "reorder", "5%", "limit", "10000")
     pytest.param(NEAR, 1, 2, 15, id="near"),
     pytest.param(FAR, 2, 1, 5, id="far"),
     pytest.param(NEAR, 4, 2, 20, id="near-long", marks=pytest.mark.long),
-    pytest.param(FAR, 10, 1, 50, id="far-long", marks=pytest.mark.long)])
+    pytest.param(FAR, 10, 1, 25, id="far-long", marks=pytest.mark.long)])
 @pytest.mark.parametrize("driver", [
     pytest.param("tuned", marks=pytest.mark.driver("tuned")),
     pytest.param("stock", marks=[pytest.mark.driver("stock"),
