@@ -94,6 +94,7 @@ struct request {
     uint64_t offers_from; /* where the first OFFER begins */
     uint64_t asked;       /* READs have been posted up to here */
     struct piece pieces[READS_MAX], lie;
+    unsigned lies_out; /* posted, and nothing told yet */
     unsigned first_piece, n_pieces;
     struct window *sink;
     struct part last_part; /* for lies */

@@ -461,20 +461,13 @@ void request_posted(struct request *r, const struct message *m)
     }
 }
 
-void request_lost(struct request *r)
-{
-    r->lost = true;
-    r->conn = NULL;
-    r->n_pieces = 0;
-    request_advance(r);
-}
-
 /* What a forbidden move has come to. */
-static void told(const struct request *r, bool fine)
+static void told(struct request *r, bool fine)
 {
     const uint8_t *data = r->ep->lies->memory;
     trace("client %u: the forbidden move %s", r->ep->number,
           fine ? "was done" : "was refused");
+    r->lies_out -= r->lies_out > 0;
     if (!fine) {
         totals.lies_refused++;
         return;
@@ -483,6 +476,17 @@ static void told(const struct request *r, bool fine)
     for (unsigned i = 0; i < LIE_SIZE; i++) {
         totals.lies_seen += data[i] != 0;
     }
+}
+
+void request_lost(struct request *r)
+{
+    while (r->lies_out > 0) { /* the device may tell of them too late */
+        told(r, false);
+    }
+    r->lost = true;
+    r->conn = NULL;
+    r->n_pieces = 0;
+    request_advance(r);
 }
 
 void request_moved(struct piece *p, bool fine)

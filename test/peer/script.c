@@ -189,8 +189,8 @@ static void move_at(const struct point *p, enum ibv_wr_opcode opcode,
         memset(data, 0, LIE_SIZE);
         r->lie.r = r;
         r->lie.lie = true;
-        conn_move(c, opcode, data, r->ep->lies->mr, LIE_SIZE, part->stag,
-                  part->to + shift, &r->lie, true);
+        r->lies_out += conn_move(c, opcode, data, r->ep->lies->mr, LIE_SIZE,
+                                 part->stag, part->to + shift, &r->lie, true);
     }
 }
 
