@@ -64,6 +64,12 @@ def line_of(fd, seconds):
     return line
 
 
+def go_on(process):
+    """Whatever of an rdma_peer has stopped at a step goes on."""
+    process.stdin.write("on\n")
+    process.stdin.flush()
+
+
 class Clients:
     def __init__(self, lab, httpd, site, tally, wire):
         self.lab = lab

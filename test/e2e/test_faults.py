@@ -13,6 +13,7 @@ import pytest
 import backends
 import faults
 import status as numbers
+from clients import go_on
 from faults import CONNECT, HTTP, LEASE, TIMEOUT
 from hosts import command, wait_until
 from httpd import MODULES, conf
@@ -149,8 +150,7 @@ class Fault:
         elif self.name == "loss":
             self.lab.netem("loss", "100%")
         elif self.name == "HTTP reset":  # it is what the script does next
-            self.process.stdin.write("on\n")
-            self.process.stdin.flush()
+            go_on(self.process)
         elif self.name == "device removed":
             # The kernel waits until every process has let go of it.
             self.removal = subprocess.Popen(["rdma", "link", "del",

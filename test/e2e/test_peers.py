@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import Peer
+from clients import Peer, go_on
 from hosts import wait_until
 from httpd import SHORT, conf
 from status import changes, status, wait_for
@@ -255,8 +255,7 @@ def test_invalidate(client, mode, lie):
     assert liar.json["connections"]["lost"] == 1, liar.json
     body, = liar.details
     assert (body["result"] == "ok") == (mode == "write"), liar.json
-    honest.stdin.write("on\n")
-    honest.stdin.flush()
+    go_on(honest)
     ended, out, _ = client.finish(honest)
     assert ended == 0, out
     well(client)

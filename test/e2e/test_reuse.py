@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from clients import Peer
+from clients import Peer, go_on
 from content import SEED
 from hosts import command, wait_until
 from httpd import conf
@@ -67,8 +67,7 @@ def overtaken(client):
                              "--clients", 4, count=4, mode="read", full=False)
     late(client.lab, away)
     try:
-        readers.stdin.write("on\n")
-        readers.stdin.flush()
+        go_on(readers)
         sent = time.monotonic()
         wait_for(LATE - 2, LeasesOpen=0, ConnectionsOpenRead=0, ArenasOpen=0)
         others = ended(client, start(client, SIZE, OTHER, "--clients", 8,

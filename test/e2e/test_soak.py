@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from clients import Peer, line_of
+from clients import Peer, go_on, line_of
 from httpd import conf
 from status import changes, status, wait_for
 from test_peers import ENDS, LIES, STEPS, step_of
@@ -216,8 +216,7 @@ def soak(client, requests, trouble=None):
     if trouble:
         trouble.begin()
     for run in runs:
-        run.stdin.write("on\n")
-        run.stdin.flush()
+        go_on(run)
     equal_then, kib_then = all_have_stopped(max(1500, requests))
     print(equal, kib, kib_then)
     # httpd may have had connections of clients that had vanished.

@@ -467,7 +467,7 @@ static void told(struct request *r, bool fine)
     const uint8_t *data = r->ep->lies->memory;
     trace("client %u: the forbidden move %s", r->ep->number,
           fine ? "was done" : "was refused");
-    r->lies_out -= r->lies_out > 0;
+    r->lies_out -= r->lies_out > 0; /* what was not posted may complete */
     if (!fine) {
         totals.lies_refused++;
         return;
